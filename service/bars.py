@@ -53,6 +53,17 @@ class Bars(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         )
 
 
+class RejectedBar(msgspec.Struct, frozen=True, kw_only=True):
+    """What the provider sent and no bar can be, such as one whose high is below its low."""
+
+    ts: int
+    """Start of the minute, Unix ms UTC."""
+    raw: str
+    """The provider's bar as JSON text with sorted keys; the literals NaN and Infinity stand in it as strings."""
+    reason: str
+    """The rules that it breaks, in words, joined by "; "."""
+
+
 def to_ms(at: datetime) -> int:
     """Unix milliseconds of an aware datetime."""
     return round(at.timestamp() * 1000)

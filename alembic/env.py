@@ -1,0 +1,28 @@
+"""Runs the migrations: on the connection that `candlewick migrate` hands over, else on the configured database."""
+
+from alembic import context
+from service.db.schema import SCHEMA, metadata
+
+
+def run(connection):
+    """Migrate on this connection; every upgrade is one transaction."""
+    context.configure(
+        connection=connection,
+        target_metadata=metadata,
+        version_table_schema=SCHEMA,
+        include_schemas=True,
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+if (given := context.config.attributes.get("connection")) is not None:
+    run(given)
+else:
+    from service.db.migrate import configured
+    from service.settings import load
+
+    with configured(load()) as (own, engine):
+        context.config.attributes["engine"] = engine
+        run(own)
+        own.commit()

@@ -1,0 +1,9 @@
+DROP TABLE market_data.provider_calls;
+DROP TABLE market_data.rejected_bars;
+DROP TABLE market_data.bar_revisions;
+DROP TABLE market_data.pending_refreshes;
+DROP TABLE market_data.changes;
+DROP TABLE market_data.sync_state;
+DROP TABLE market_data.candles_1m;
+DROP TABLE market_data.instruments;
+DROP TABLE market_data.installation;

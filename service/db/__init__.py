@@ -1,0 +1,1 @@
+"""What depends on the database: the embedded server, the two engines, the schema and its migrations."""
