@@ -56,6 +56,7 @@ backfill: $(INSTALLED) ## fetch history: SYMBOL=EURUSD,BTCUSD (absent: all) DAYS
 .PHONY: up
 up: ## start it with TimescaleDB in Docker
 	@$(COMPOSE) up --build --detach
+	@echo "http://127.0.0.1:8001 (first start: see its progress with docker compose -f docker/compose.yaml logs -f)"
 
 .PHONY: down
 down: ## stop what `up` started; the data stay

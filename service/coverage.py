@@ -71,6 +71,19 @@ def settled_edge(now: datetime, last_bar: datetime | None, settle: timedelta) ->
     return max(long_ago, min(minute_floor(now - settle), last_bar + MINUTE))
 
 
+def settled_to(ledger: Ledger, now: datetime, settle: timedelta) -> datetime:
+    """Up to where (exclusive) a reader may take what is stored as settled.
+
+    That is the settled edge, but no further than the ledger reaches: otherwise the minutes between two syncs would
+    make every answer up to now incomplete. A ledger that stopped growing shows after `EMPTY_TAIL_SETTLES`.
+    """
+    edge = settled_edge(now, ledger.last_bar, settle)
+    reached = ledger.covered.end
+    if reached is None:
+        return edge
+    return max(minute_floor(now - EMPTY_TAIL_SETTLES), min(edge, reached))
+
+
 def floor(now: datetime, retention: timedelta | None) -> datetime | None:
     """First UTC midnight at or after `now - retention`; None where everything is kept."""
     return None if retention is None else Timeframe.D1.ceil(now - retention)

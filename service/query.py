@@ -57,6 +57,8 @@ class Candles(msgspec.Struct, frozen=True, kw_only=True):
     """Up to where (exclusive) the provider neither revises nor delays; None without any bar."""
     missing: tuple[Missing, ...]
     candles: tuple[Candle, ...]
+    start: datetime | None
+    """The start that was asked for, if any."""
     more: datetime | None
     """Where the next page begins (ascending: its `from`, descending: its `to`); None at the end."""
     source: str | None
@@ -101,7 +103,7 @@ async def candles(
     if newest_first:
         page.reverse()
     asked_from = start or (from_ms(page[0][0]) if page else stop - limit * timeframe.length)
-    settled = coverage.settled_edge(now, state.ledger.last_bar, settle)
+    settled = coverage.settled_to(state.ledger, now, settle)
     found = _candles(page, timeframe, _doubtful(state, timeframe, page, settled))
     gaps = coverage.missing(
         state.ledger,
@@ -121,6 +123,7 @@ async def candles(
         settled_to=None if no_data else settled,
         missing=tuple(gaps),
         candles=tuple(found if order == "asc" else reversed(found)),
+        start=start,
         more=more,
         source=state.source,
     )

@@ -18,7 +18,7 @@ from service.timeframes import AGGREGATED, Timeframe
 EngineName = Literal["timescaledb", "plain"]
 
 DATABASE_PARTS = ("DB_HOST", "DB_PORT", "DB_NAME", "DB_USER", "DB_PASSWORD")
-DAYS = "`off` (for ever), or whole days such as `90 days`, `18 months`, `5 years` (a month is 30 days, a year 365)"
+DAYS = "`off` (for ever) or whole days: `90 days`, `18 months` (of 30 days), `5 years` (of 365)"
 
 
 class Setting(NamedTuple):
@@ -80,7 +80,7 @@ SETTINGS: tuple[Setting, ...] = (
         Setting(
             f"RETENTION_{timeframe.value.upper()}",
             "off",
-            f"how long {timeframe.value} candles are kept, never shorter than a finer timeframe: {DAYS}",
+            f"the same for {timeframe.value} candles, never shorter than a finer timeframe: {DAYS}",
             read.retention,
         )
         for timeframe in AGGREGATED

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from difflib import get_close_matches
 from typing import Any
 
 import msgspec
@@ -13,7 +14,7 @@ from service.coverage import MINUTE, Ledger, Piece, settled_edge
 from service.db import binary_copy
 from service.db.connect import WRITER_LOCK, as_multirange, as_range, as_ranges
 from service.db.engines import Engine
-from service.errors import SourceMismatch
+from service.errors import SourceMismatch, UnknownSymbol
 from service.ranges import Range, Ranges
 
 
@@ -39,6 +40,16 @@ async def ledgers(conn: AsyncConnection[Any], symbols: Sequence[str] | None = No
         {"symbols": None if symbols is None else list(symbols)},
     )
     return [_ledger(row) for row in await cursor.fetchall()]
+
+
+async def known(conn: AsyncConnection[Any], symbols: Sequence[str]) -> list[str]:
+    """The symbols in our spelling, each once, in the order given; UnknownSymbol with the nearest names."""
+    rows = await (await conn.execute("SELECT symbol FROM market_data.instruments ORDER BY symbol")).fetchall()
+    names = [name for (name,) in rows]
+    for symbol in symbols:
+        if symbol.upper() not in names:
+            raise UnknownSymbol(symbol, get_close_matches(symbol.upper(), names, cutoff=0.5))
+    return list(dict.fromkeys(symbol.upper() for symbol in symbols))
 
 
 async def want(conn: AsyncConnection[Any], symbols: Sequence[str], asked: Range) -> None:

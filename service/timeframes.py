@@ -44,6 +44,11 @@ class Timeframe(Enum):
         """`at` itself if a bucket starts there, else the start of the next one."""
         return at + (EPOCH - at) % self.length
 
+    @staticmethod
+    def spellings() -> tuple[str, ...]:
+        """Everything that `parse` accepts."""
+        return tuple(_SPELLINGS)
+
     @classmethod
     def parse(cls, text: str) -> "Timeframe":
         """Read any accepted spelling (`1h`, `60min`, `1hour`, ...); ValueError lists what is allowed."""

@@ -68,7 +68,7 @@ def impossible(bars: Bars, minutes: Sequence[int]) -> Bars:
 
 
 def aggregate(bars: Bars, starts: NDArray[np.int64]) -> Bars:
-    """One bar for each run of equal `starts`: the coarser bar that each bar belongs to, Unix ms, ascending, at least one.
+    """One bar for each run of equal `starts`: the coarser bar that each belongs to, Unix ms, ascending, at least one.
 
     Volume and trades are sums, vwap is weighted by volume; absent wherever a part that matters lacks it.
     """

@@ -103,8 +103,9 @@ class _Server(uvicorn.Server):
     def stop(self) -> None:
         """End soon; from any thread, and from a signal handler."""
         self.should_exit = True
-        if self._wake is not None:
-            self._wake()
+        wake = self._wake
+        if wake is not None:
+            wake()
 
     async def main_loop(self) -> None:
         stopping = asyncio.Event()

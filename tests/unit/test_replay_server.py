@@ -155,10 +155,10 @@ def test_every_option_reaches_its_field() -> None:
     """Each option is read into the unit of its field; times without an offset are UTC."""
     assert _config(
         *shlex.split(
-            "--bars EURUSD=a.csv --bars AAPL=b=c.csv.gz --seed 3 --now 2024-05-15"
-            " --history-start 2024-01-01T02:00+02:00 --history-refused --bad-bar EURUSD@2024-01-02T10:00 --host 0.0.0.0 --port 9"
-            " --latency 2.5 --cache-mb 1 --rate-limit 5 --delay 15 --end-of-day --deny I: --deny AAPL --fault-rate 0.2 --fault-seed 7"
-            " --fault-kinds cut_json,server_error:502 --fault-delay 0.1"
+            "--bars EURUSD=a.csv --bars AAPL=b=c.csv.gz --seed 3 --now 2024-05-15 --host 0.0.0.0 --port 9"
+            " --history-start 2024-01-01T02:00+02:00 --history-refused --bad-bar EURUSD@2024-01-02T10:00"
+            " --latency 2.5 --cache-mb 1 --rate-limit 5 --delay 15 --end-of-day --deny I: --deny AAPL"
+            " --fault-rate 0.2 --fault-seed 7 --fault-kinds cut_json,server_error:502 --fault-delay 0.1"
         ),
         api_key="k",
     ) == ReplayConfig(

@@ -1,0 +1,66 @@
+"""The composition root of the API: routes, errors, the OpenAPI document, and the header that names the data's source."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+
+from litestar import Litestar
+from litestar.datastructures import MutableScopeHeaders, State
+from litestar.openapi import OpenAPIConfig
+from litestar.types import Message, Scope
+
+from service import __version__
+from service.api import pages
+from service.api.candles import get_candles
+from service.api.health import get_health
+from service.api.problems import handle
+from service.api.serving import Serving
+from service.db.connect import Database
+from service.settings import Settings
+
+SOURCE_HEADER = "X-Data-Source"
+
+
+def utc_now() -> datetime:
+    """The wall clock, aware UTC."""
+    return datetime.now(UTC)
+
+
+def create_app(db: Database, settings: Settings, clock: Callable[[], datetime] = utc_now) -> Litestar:
+    """The API over a checked database, which it opens at start-up and closes at the end."""
+    serving = Serving(db, settings, clock)
+
+    @asynccontextmanager
+    async def database(_: Litestar) -> AsyncIterator[None]:
+        async with db:
+            yield
+
+    async def name_source(message: Message, scope: Scope) -> None:
+        if message["type"] == "http.response.start":
+            MutableScopeHeaders.from_message(message)[SOURCE_HEADER] = await _source(serving)
+
+    return Litestar(
+        route_handlers=[get_candles, get_health, pages.get_docs, pages.get_redoc, pages.get_openapi, pages.get_script],
+        lifespan=[database],
+        before_send=[name_source],
+        exception_handlers={Exception: handle},
+        state=State({"serving": serving}),
+        openapi_config=OpenAPIConfig(
+            title="Candlewick",
+            version=__version__,
+            description="Candles from one-minute bars, and proof of their completeness. All instants are Unix ms UTC.",
+            render_plugins=(),
+        ),
+        logging_config=None,
+    )
+
+
+async def _source(serving: Serving) -> str:
+    """What the header says: the recorded source, in plain words where it is no real market."""
+    return SOURCES.get(serving.source or "", serving.source or "none yet")
+
+
+SOURCES = {
+    "replay:synthetic": "synthetic (replay:synthetic): invented prices, no real market",
+    "replay:csv": "replay (replay:csv): bars from files, not from the provider",
+}

@@ -1,0 +1,46 @@
+"""/docs and /redoc: their scripts come from an installed package, so that they work without a network."""
+
+from importlib import resources
+from typing import Any
+
+from litestar import MediaType, Request, Response, get
+from litestar.exceptions import NotFoundException
+
+_SCRIPTS = {
+    "swagger_bundle.js": "text/javascript",
+    "swagger_style.css": "text/css",
+    "redoc.js": "text/javascript",
+}
+_DOCS = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Candlewick API</title>
+<link rel="stylesheet" href="/docs/swagger_style.css"></head><body><div id="page"></div>
+<script src="/docs/swagger_bundle.js"></script>
+<script>SwaggerUIBundle({url: "/openapi.json", dom_id: "#page"})</script></body></html>"""
+_REDOC = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Candlewick API</title></head>
+<body><redoc spec-url="/openapi.json"></redoc><script src="/docs/redoc.js"></script></body></html>"""
+
+
+@get("/openapi.json", include_in_schema=False, sync_to_thread=False)
+def get_openapi(request: Request[Any, Any, Any]) -> dict[str, Any]:
+    """The OpenAPI document."""
+    return request.app.openapi_schema.to_schema()
+
+
+@get("/docs", media_type=MediaType.HTML, include_in_schema=False, sync_to_thread=False)
+def get_docs() -> str:
+    """The API to read and to try."""
+    return _DOCS
+
+
+@get("/redoc", media_type=MediaType.HTML, include_in_schema=False, sync_to_thread=False)
+def get_redoc() -> str:
+    """The API to read."""
+    return _REDOC
+
+
+@get("/docs/{name:str}", include_in_schema=False, sync_to_thread=True)
+def get_script(name: str) -> Response[bytes]:
+    """A script or style of these pages."""
+    if name not in _SCRIPTS:
+        raise NotFoundException
+    content = resources.files("offapi").joinpath(name).read_bytes()
+    return Response(content, media_type=_SCRIPTS[name], headers={"Cache-Control": "max-age=86400"})

@@ -1,0 +1,81 @@
+"""Reads query parameters: instants, timeframes, limits; whatever cannot be used is refused with what can."""
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TypeVar
+
+from service.api.problems import BadQuery
+from service.bars import from_ms
+from service.timeframes import Timeframe
+
+EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
+LATEST = datetime(2200, 1, 1, tzinfo=UTC)
+_Word = TypeVar("_Word", bound=str)
+_INSTANT = "Unix ms, a date (2024-01-31), or ISO 8601 (2024-01-31T09:30Z; without an offset it is UTC)"
+_SMALLEST_MS = 100_000_000_000
+"""1973-03-03. A smaller number but 0 is more likely Unix seconds or a date without dashes than a market's minute."""
+
+
+def check(given: Mapping[str, list[str]], allowed: Collection[str]) -> None:
+    """Refuse parameters that the call does not have (a misspelt one would silently be ignored), or has twice."""
+    for name, values in given.items():
+        if name not in allowed:
+            raise BadQuery(f"unknown parameter {name!r}", sorted(allowed))
+        if len(values) > 1:
+            raise BadQuery(f"{name} is given {len(values)} times")
+
+
+def instant(name: str, text: str | None) -> datetime | None:
+    """An aware UTC instant; None where the parameter is absent."""
+    if text is None:
+        return None
+    try:
+        at = _instant(text.strip())
+    except (ValueError, OverflowError, OSError):
+        raise BadQuery(f"{name}={text!r} is no instant: give {_INSTANT}") from None
+    if not EARLIEST <= at < LATEST:
+        raise BadQuery(f"{name}={text!r} lies outside {EARLIEST:%Y} to {LATEST:%Y}")
+    return at
+
+
+def timeframe(text: str | None) -> Timeframe:
+    """The timeframe by any of its spellings; 1m where the parameter is absent."""
+    if text is None:
+        return Timeframe.M1
+    try:
+        return Timeframe.parse(text)
+    except ValueError as exc:
+        raise BadQuery(f"unknown timeframe {text!r}", Timeframe.spellings()) from exc
+
+
+def number(name: str, text: str | None, *, default: int, least: int, most: int) -> int:
+    """A whole number within bounds."""
+    if text is None:
+        return default
+    if not re.fullmatch(r"[0-9]{1,9}", text) or not least <= int(text) <= most:
+        raise BadQuery(f"{name}={text!r} must be a whole number from {least} to {most}")
+    return int(text)
+
+
+def choice(name: str, text: str | None, allowed: Sequence[_Word]) -> _Word:
+    """One of a few words; the first where the parameter is absent."""
+    if text is None:
+        return allowed[0]
+    for word in allowed:
+        if word == text.lower():
+            return word
+    raise BadQuery(f"unknown {name} {text!r}", allowed)
+
+
+def _instant(text: str) -> datetime:
+    if re.fullmatch(r"-?[0-9]+", text) and text != "0":
+        ms = int(text)
+        if ms < _SMALLEST_MS:
+            raise ValueError(text)
+        return from_ms(ms)
+    if text == "0":
+        return EARLIEST
+    # "+01:00" unescaped in a URL arrives as " 01:00".
+    at = datetime.fromisoformat(re.sub(r"(T[0-9:.,]+) ([0-9]{2}:?[0-9]{2})$", r"\1+\2", text))
+    return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)

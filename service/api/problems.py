@@ -1,0 +1,69 @@
+"""Errors over HTTP: one shape for all of them, and messages that say what to do."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+import psycopg
+from litestar import MediaType, Request, Response
+from litestar.exceptions import HTTPException
+
+from service.errors import CandlewickError, DatabaseError, UnknownSymbol
+
+log = logging.getLogger(__name__)
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of every answer that is not a success."""
+
+    error: str
+    """A short name for programs: bad_request, unknown_symbol, not_found, method_not_allowed, unavailable, internal."""
+    message: str
+    """One sentence for people: what is wrong, and what to do."""
+    allowed: Sequence[str] = ()
+    """What would have been right: the allowed values, or the nearest symbols."""
+
+
+class BadQuery(CandlewickError):
+    """A parameter that cannot be used; `allowed` lists what can."""
+
+    def __init__(self, message: str, allowed: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.allowed = tuple(allowed)
+
+
+def handle(request: Request[Any, Any, Any], exc: Exception) -> Response[Problem]:
+    """From any exception to an answer; what nobody foresaw is logged in full and told in short."""
+    match exc:
+        case UnknownSymbol():
+            status, problem = 404, Problem(error="unknown_symbol", message=str(exc), allowed=exc.nearest)
+        case BadQuery():
+            status, problem = 400, Problem(error="bad_request", message=str(exc), allowed=exc.allowed)
+        case HTTPException(status_code=code) if code < 500:
+            status, problem = _routing(request, exc)
+        case DatabaseError() | psycopg.OperationalError() | psycopg.InterfaceError():
+            log.warning("database unavailable: %s", " ".join(str(exc).split()))
+            status = 503
+            problem = Problem(error="unavailable", message="the database does not answer at the moment: try again soon")
+        case _:
+            log.error("unforeseen failure of %s %s", request.method, request.url.path, exc_info=exc)
+            status, problem = 500, Problem(error="internal", message="this is a fault of Candlewick: see its log")
+    return Response(problem, status_code=status, media_type=MediaType.JSON, headers=_headers(exc))
+
+
+def _routing(request: Request[Any, Any, Any], exc: HTTPException) -> tuple[int, Problem]:
+    match exc.status_code:
+        case 404:
+            return 404, Problem(error="not_found", message=f"there is no {request.url.path}: see /docs for what there is")
+        case 405:
+            allowed = (exc.headers or {}).get("Allow", "GET").split(", ")
+            return 405, Problem(
+                error="method_not_allowed", message=f"{request.method} is not possible here", allowed=allowed
+            )
+        case code:
+            return code, Problem(error="bad_request", message=exc.detail)
+
+
+def _headers(exc: Exception) -> Mapping[str, str]:
+    return exc.headers or {} if isinstance(exc, HTTPException) else {}
