@@ -1,10 +1,12 @@
 """Runs the migrations: on the connection that `candlewick migrate` hands over, else on the configured database."""
 
+from sqlalchemy import Connection
+
 from alembic import context
 from service.db.schema import SCHEMA, metadata
 
 
-def run(connection):
+def run(connection: Connection) -> None:
     """Migrate on this connection; every upgrade is one transaction."""
     context.configure(
         connection=connection,

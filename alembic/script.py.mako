@@ -10,9 +10,9 @@ revision = ${repr(up_revision)}
 down_revision = ${repr(down_revision)}
 
 
-def upgrade():
+def upgrade() -> None:
     ${upgrades if upgrades else "raise NotImplementedError"}
 
 
-def downgrade():
+def downgrade() -> None:
     ${downgrades if downgrades else "raise NotImplementedError"}

@@ -1,4 +1,4 @@
-"""Makes a past range complete: fetches what is wanted and not covered, while earlier answers are stored and refreshed."""
+"""Makes a past range complete: fetches what is wanted and not covered, storing and refreshing meanwhile."""
 
 import asyncio
 import logging
@@ -55,7 +55,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         """Roughly how many bars will come."""
         share = {ledger.symbol: OPEN_SHARE[ledger.asset_type] for ledger in self.ledgers}
         return round(
-            sum(piece.range.length / coverage.MINUTE * share[piece.symbol] for one in self.slices for piece in one.pieces)
+            sum(
+                piece.range.length / coverage.MINUTE * share[piece.symbol]
+                for one in self.slices
+                for piece in one.pieces
+            )
         )
 
     @property
@@ -103,6 +107,7 @@ async def backfill(
     settings: Settings,
     symbols: Sequence[str] | None,
     asked: Range,
+    *,
     watcher: Watcher,
     clock: Callable[[], datetime] = utc_now,
 ) -> Summary:
@@ -126,13 +131,11 @@ async def backfill(
             history = await store.recent_calls(conn, now - timedelta(minutes=1))
             await db.engine.refresh(conn, settings.retention, now)
         slices = coverage.plan(ledgers, Ranges.of(asked.start, min(asked.end, coverage.minute_floor(now))))
-        plan = Plan(
-            asked=asked, ledgers=tuple(ledgers), slices=tuple(slices), rate_limit=settings.polygon_rate_limit
-        )
+        plan = Plan(asked=asked, ledgers=tuple(ledgers), slices=tuple(slices), rate_limit=settings.polygon_rate_limit)
         watcher.planned(plan)
         limiter = _limiter(db, settings, history)
         async with open_client(settings.polygon_base_url, key, limiter=limiter, clock=clock) as client:
-            run = _Run(db, settings, client, slices, watcher, clock)
+            run = _Run(db, settings, client, slices, watcher=watcher, clock=clock)
             try:
                 await run.go()
             except BaseExceptionGroup as group:
@@ -151,6 +154,7 @@ class _Run:
         settings: Settings,
         client: ProviderClient,
         slices: Sequence[Slice],
+        *,
         watcher: Watcher,
         clock: Callable[[], datetime],
     ) -> None:

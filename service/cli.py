@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -46,7 +47,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="candlewick", description="One-minute bars in, candles out, complete or it says so.")
+    parser = argparse.ArgumentParser(
+        prog="candlewick", description="One-minute bars in, candles out, complete or it says so."
+    )
     parser.add_argument("--version", action="version", version=f"candlewick {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -101,7 +104,7 @@ async def _run_backfill(db: Database, chosen: Settings, symbols: Sequence[str] |
             async with db.connection() as conn:
                 symbols = await store.known(conn, symbols)
         with watcher() as display:
-            summary = await backfill(db, chosen, symbols, asked, display)
+            summary = await backfill(db, chosen, symbols, asked, watcher=display)
     print(summarize(summary), flush=True)
     return FAILED if summary.failures else DONE
 
@@ -131,8 +134,8 @@ def _asked(args: argparse.Namespace, chosen: Settings, now: datetime, floor: dat
         if start >= end:
             raise UsageError(f"--from {args.start} does not lie before {args.end or 'now'}")
         return Range(coverage.minute_floor(start), coverage.minute_floor(end))
-    if args.days is not None and not (args.days.isascii() and args.days.isdigit() and 0 < int(args.days) <= 36500):
-        raise UsageError(f"--days {args.days}: give a whole number from 1 to 36500")
+    if args.days is not None and not re.fullmatch("[1-9][0-9]{0,4}", args.days):
+        raise UsageError(f"--days {args.days}: give a whole number from 1 to 99999")
     back = now - timedelta(days=int(args.days or chosen.backfill_days))
     start = Timeframe.D1.floor(back)
     # A whole number of days that just fits into the retention is meant to fit.

@@ -105,8 +105,15 @@ def plan(ledgers: Iterable[Ledger], within: Ranges) -> list[Slice]:
     return [Slice(start=start, pieces=tuple(slices[start])) for start in sorted(slices, reverse=True)]
 
 
-def missing(ledger: Ledger, asked: Range, *, floors: Mapping[Timeframe, datetime | None], timeframe: Timeframe,
-            settled: datetime, unrefreshed: Ranges) -> list[Missing]:
+def missing(
+    ledger: Ledger,
+    asked: Range,
+    *,
+    floors: Mapping[Timeframe, datetime | None],
+    timeframe: Timeframe,
+    settled: datetime,
+    unrefreshed: Ranges,
+) -> list[Missing]:
     """What of the asked range a reader of this timeframe does not get, in time order, each piece with its reason.
 
     floors: below a timeframe's own floor its candles are gone; below that of 1m nothing can be fetched any more.

@@ -36,10 +36,11 @@ def replay_process() -> Iterator[str]:
     """The replay server's synthetic market as a child process; yields its URL."""
     command = [sys.executable, "-m", "service", "replay", "--port", "0"]
     env = {name: text for name, text in os.environ.items() if name != "POLYGON_API_KEY"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env, cwd=Path(__file__).parents[1]) as child:
+    with subprocess.Popen(  # noqa: S603 - our own command
+        command, stdout=subprocess.PIPE, text=True, env=env, cwd=Path(__file__).parents[1]
+    ) as child:
         try:
-            assert child.stdout is not None
-            line = child.stdout.readline().strip()
+            line = child.stdout.readline().strip() if child.stdout else ""
             if " on http://" not in line:
                 raise CandlewickError(f"the replay server did not start: {line or 'it said nothing'}")
             yield line.rsplit(" ", 1)[-1]

@@ -1,17 +1,17 @@
 """Every error that Candlewick raises on purpose; each message tells its reader what to do next.
 
-    CandlewickError
-    ├── SettingsError        a setting is wrong or missing; names the variable
-    ├── UsageError           the command line or the request asks for what cannot be
-    │   └── UnknownSymbol    no such symbol; carries the nearest names
-    ├── DatabaseError        the database is not in a state to be used
-    │   └── SourceMismatch   bars of another source are in this database
-    └── ProviderError        the provider gave no usable answer; carries the request, never the key
-        ├── NotAuthorized    401: the key is missing or unknown
-        ├── NotEntitled      403: the plan does not cover what was asked for
-        ├── BadRequest       400 and other refusals that a repetition cannot mend
-        ├── Unavailable      429, 5xx, time-outs and broken connections, after all retries
-        └── BadPayload       a body that cannot be trusted: nothing of it may be stored
+CandlewickError
+├── SettingsError        a setting is wrong or missing; names the variable
+├── UsageError           the command line or the request asks for what cannot be
+│   └── UnknownSymbol    no such symbol; carries the nearest names
+├── DatabaseError        the database is not in a state to be used
+│   └── SourceMismatch   bars of another source are in this database
+└── ProviderError        the provider gave no usable answer; carries the request, never the key
+    ├── NotAuthorized    401: the key is missing or unknown
+    ├── NotEntitled      403: the plan does not cover what was asked for
+    ├── BadRequest       400 and other refusals that a repetition cannot mend
+    ├── Unavailable      429, 5xx, time-outs and broken connections, after all retries
+    └── BadPayload       a body that cannot be trusted: nothing of it may be stored
 """
 
 from collections.abc import Sequence

@@ -27,14 +27,14 @@ def announce(plan: Plan) -> str:
 def summarize(summary: Summary) -> str:
     """What happened: counts in one line, and a line for each symbol that failed."""
     stored = summary.stored
-    lines = [
+    counts = (
         f"Bars: {stored.new:,} new, {stored.changed:,} changed, {stored.unchanged:,} unchanged,"
         f" {stored.rejected:,} rejected; {summary.requests:,} requests; {summary.seconds:.1f} s."
-    ]
-    lines += [f"FAILED {symbol}: {reason}" for symbol, reason in sorted(summary.failures.items())]
-    if summary.failures:
-        lines.append("What was stored stays. Run the same command again: it asks only for what is missing.")
-    return "\n".join(lines)
+    )
+    failed = [f"FAILED {symbol}: {reason}" for symbol, reason in sorted(summary.failures.items())]
+    if failed:
+        failed.append("What was stored stays. Run the same command again: it asks only for what is missing.")
+    return "\n".join([counts, *failed])
 
 
 class Lines:

@@ -20,7 +20,7 @@ from service.timeframes import EPOCH, Timeframe
 
 Order = Literal["asc", "desc"]
 READ_AHEAD = 1.25
-"""The first look for N candles spans this many times N buckets; each further look is twice as long as the one before."""
+"""The first look for N candles spans this many times N buckets, each further one twice as many as the last."""
 
 
 class Candle(msgspec.Struct, frozen=True, kw_only=True, gc=False):

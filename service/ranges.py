@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
+from itertools import pairwise
 from typing import NamedTuple
 
 
@@ -110,7 +111,7 @@ class Ranges:
     def close_gaps(self, shorter_than: timedelta) -> "Ranges":
         """The same set with every inner gap shorter than the given duration filled."""
         parts = list(self._parts)
-        gaps = [(a.end, b.start) for a, b in zip(parts, parts[1:], strict=False) if b.start - a.end < shorter_than]
+        gaps = [(a.end, b.start) for a, b in pairwise(parts) if b.start - a.end < shorter_than]
         return self | Ranges(gaps)
 
 

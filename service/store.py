@@ -61,14 +61,19 @@ async def want(conn: AsyncConnection[Any], symbols: Sequence[str], asked: Range)
     )
 
 
-async def claim_source(conn: AsyncConnection[Any], source: str) -> None:
-    """Record where the bars of this database come from; SourceMismatch if it holds those of another source."""
-    await conn.execute("UPDATE market_data.installation SET source = %s WHERE source IS NULL", (source,))
+async def source(conn: AsyncConnection[Any]) -> str | None:
+    """Where the bars of this database come from: polygon, replay:synthetic, replay:csv; None before the first bar."""
     row = await (await conn.execute("SELECT source FROM market_data.installation")).fetchone()
-    if row is None or row[0] != source:
-        held = row[0] if row else None
+    return row[0] if row else None
+
+
+async def claim_source(conn: AsyncConnection[Any], claimed: str) -> None:
+    """Record where the bars of this database come from; SourceMismatch if it holds those of another source."""
+    await conn.execute("UPDATE market_data.installation SET source = %s WHERE source IS NULL", (claimed,))
+    held = await source(conn)
+    if held != claimed:
         raise SourceMismatch(
-            f"this database holds bars of {held!r} and the provider answers as {source!r}: sources are never mixed; "
+            f"this database holds bars of {held!r} and the provider answers as {claimed!r}: sources are never mixed; "
             "use another database or DATA_DIR, or correct POLYGON_BASE_URL"
         )
 
@@ -152,9 +157,7 @@ def _ledger(row: tuple[Any, ...]) -> Ledger:
     )
 
 
-async def _write(
-    conn: AsyncConnection[Any], piece: Piece, bars: Bars, ledger: Ledger
-) -> tuple[Stored, Range | None]:
+async def _write(conn: AsyncConnection[Any], piece: Piece, bars: Bars, ledger: Ledger) -> tuple[Stored, Range | None]:
     """Upsert; returns the counts and the range of bars that became new or other."""
     if not len(bars):
         return Stored(), None
@@ -183,9 +186,7 @@ async def _copy_new(conn: AsyncConnection[Any], rows: bytes) -> bool:
     return True
 
 
-async def _merge(
-    conn: AsyncConnection[Any], piece: Piece, rows: bytes, ledger: Ledger
-) -> tuple[Stored, Range | None]:
+async def _merge(conn: AsyncConnection[Any], piece: Piece, rows: bytes, ledger: Ledger) -> tuple[Stored, Range | None]:
     """By way of a staging table, so that an unchanged bar is not written (nor its compressed chunk opened)."""
     within = {"symbol": piece.symbol, "start": piece.range.start, "end": piece.range.end}
     await conn.execute(_CREATE_STAGED)
@@ -254,9 +255,8 @@ async def _cover(
 
 
 async def _one(cursor: psycopg.AsyncCursor[Any]) -> tuple[Any, ...]:
-    row = await cursor.fetchone()
-    assert row is not None
-    return tuple(row)
+    row: tuple[Any, ...] = await cursor.fetchone() or ()
+    return row
 
 
 _COPY_BARS = f"COPY market_data.candles_1m ({', '.join(binary_copy.COLUMNS)}) FROM STDIN (FORMAT BINARY)"

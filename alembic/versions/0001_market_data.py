@@ -13,14 +13,14 @@ down_revision = None
 SQL = Path(__file__).parents[1] / "sql"
 
 
-def run(name):
+def run(name: str) -> None:
     """Execute a file of SQL statements, each ended by a semicolon at the end of its line."""
     for statement in (SQL / name).read_text().split(";\n"):
         if statement.strip():
             op.get_bind().exec_driver_sql(statement)
 
 
-def upgrade():
+def upgrade() -> None:
     engine = context.config.attributes["engine"]
     op.execute("SET LOCAL lock_timeout = '10s'")
     run("0001_tables.sql")
@@ -31,7 +31,7 @@ def upgrade():
     )
 
 
-def downgrade():
+def downgrade() -> None:
     engine = context.config.attributes["engine"]
     op.execute("SET LOCAL lock_timeout = '10s'")
     run(f"0001_drop_aggregates_{engine}.sql")

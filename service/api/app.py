@@ -1,4 +1,4 @@
-"""The composition root of the API: routes, errors, the OpenAPI document, and the header that names the data's source."""
+"""The composition root of the API: routes, errors, the OpenAPI document, and the header that names the source."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -9,7 +9,7 @@ from litestar.datastructures import MutableScopeHeaders, State
 from litestar.openapi import OpenAPIConfig
 from litestar.types import Message, Scope
 
-from service import __version__
+from service import __version__, store
 from service.api import pages
 from service.api.candles import get_candles
 from service.api.health import get_health
@@ -33,11 +33,13 @@ def create_app(db: Database, settings: Settings, clock: Callable[[], datetime] =
     @asynccontextmanager
     async def database(_: Litestar) -> AsyncIterator[None]:
         async with db:
+            async with db.connection() as conn:
+                serving.source = await store.source(conn)
             yield
 
-    async def name_source(message: Message, scope: Scope) -> None:
+    async def name_source(message: Message, _: Scope) -> None:
         if message["type"] == "http.response.start":
-            MutableScopeHeaders.from_message(message)[SOURCE_HEADER] = await _source(serving)
+            MutableScopeHeaders.from_message(message)[SOURCE_HEADER] = _source(serving)
 
     return Litestar(
         route_handlers=[get_candles, get_health, pages.get_docs, pages.get_redoc, pages.get_openapi, pages.get_script],
@@ -55,7 +57,7 @@ def create_app(db: Database, settings: Settings, clock: Callable[[], datetime] =
     )
 
 
-async def _source(serving: Serving) -> str:
+def _source(serving: Serving) -> str:
     """What the header says: the recorded source, in plain words where it is no real market."""
     return SOURCES.get(serving.source or "", serving.source or "none yet")
 

@@ -66,7 +66,7 @@ _DOWN = ResponseSpec(data_container=Problem, description="The database does not 
     tags=["candles"],
     responses={400: _BAD, 404: _UNKNOWN, 503: _DOWN},
 )
-async def get_candles(
+async def get_candles(  # noqa: PLR0917 - Litestar calls it by name
     request: Request[Any, Any, Any],
     symbol: Annotated[str, Parameter(description="Our key of the instrument, such as EURUSD")],
     timeframe: Annotated[

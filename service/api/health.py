@@ -7,7 +7,7 @@ import msgspec
 from litestar import Request, get
 from litestar.openapi.datastructures import ResponseSpec
 
-from service import __version__
+from service import __version__, store
 from service.api.problems import Problem
 from service.api.serving import Serving
 
@@ -34,15 +34,16 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     operation_id="getHealth",
     summary="This process and its database",
     tags=["operation"],
-    responses={503: ResponseSpec(data_container=Problem, description="The database does not answer", generate_examples=False)},
+    responses={
+        503: ResponseSpec(data_container=Problem, description="The database does not answer", generate_examples=False)
+    },
 )
 async def get_health(request: Request[Any, Any, Any]) -> Health:
     """200 while this process and its database answer, else 503."""
     serving: Serving = request.app.state.serving
     began = time.perf_counter()
     async with serving.db.connection() as conn:
-        row = await (await conn.execute("SELECT source FROM market_data.installation")).fetchone()
-    serving.source = row[0] if row else None
+        serving.source = await store.source(conn)
     return Health(
         status="ok",
         version=__version__,

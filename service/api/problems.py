@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from http import HTTPStatus
 from typing import Any
 
 import msgspec
@@ -40,7 +41,7 @@ def handle(request: Request[Any, Any, Any], exc: Exception) -> Response[Problem]
             status, problem = 404, Problem(error="unknown_symbol", message=str(exc), allowed=exc.nearest)
         case BadQuery():
             status, problem = 400, Problem(error="bad_request", message=str(exc), allowed=exc.allowed)
-        case HTTPException(status_code=code) if code < 500:
+        case HTTPException(status_code=code) if code < HTTPStatus.INTERNAL_SERVER_ERROR:
             status, problem = _routing(request, exc)
         case DatabaseError() | psycopg.OperationalError() | psycopg.InterfaceError():
             log.warning("database unavailable: %s", " ".join(str(exc).split()))
@@ -55,7 +56,9 @@ def handle(request: Request[Any, Any, Any], exc: Exception) -> Response[Problem]
 def _routing(request: Request[Any, Any, Any], exc: HTTPException) -> tuple[int, Problem]:
     match exc.status_code:
         case 404:
-            return 404, Problem(error="not_found", message=f"there is no {request.url.path}: see /docs for what there is")
+            return 404, Problem(
+                error="not_found", message=f"there is no {request.url.path}: see /docs for what there is"
+            )
         case 405:
             allowed = (exc.headers or {}).get("Allow", "GET").split(", ")
             return 405, Problem(

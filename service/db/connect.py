@@ -1,8 +1,8 @@
 """The one way into the database: preflight checks, the pool, and what a session is set to."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+from typing import Any, Self
 
 import psycopg
 from psycopg import AsyncConnection
@@ -12,7 +12,7 @@ from psycopg.types.range import TimestamptzRange
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from service.db import embedded
-from service.db.engines import ENGINES, Engine
+from service.db.engines import ENGINES, NOT_PRELOADED, Engine
 from service.errors import DatabaseError
 from service.ranges import Range, Ranges
 from service.settings import Settings
@@ -68,7 +68,7 @@ class Database:
         async with conn:
             yield conn
 
-    async def __aenter__(self) -> "Database":
+    async def __aenter__(self) -> Self:
         await self.pool.open()
         return self
 
@@ -111,9 +111,10 @@ def engine_named(name: str) -> Engine:
     return ENGINES[name]
 
 
-def as_ranges(stored: Multirange[Any] | None) -> Ranges:
-    """The domain's form of a stored multirange; NULL is the empty set."""
-    return Ranges((part.lower, part.upper) for part in stored or ())
+def as_ranges(stored: Iterable[PgRange[Any]] | None) -> Ranges:
+    """The domain's form of a stored multirange, whose ranges all end; NULL is the empty set."""
+    ends: Any = [(part.lower, part.upper) for part in stored or ()]
+    return Ranges(ends)
 
 
 def as_multirange(ranges: Ranges) -> Multirange[Any]:
@@ -131,12 +132,12 @@ def _why(exc: psycopg.OperationalError, url: str) -> str:
     told = psycopg.conninfo.conninfo_to_dict(url)
     where = f"{told.get('host', 'localhost')}:{told.get('port', 5432)}"
     text = " ".join(str(exc).split())
-    match text:
-        case _ if "authentication failed" in text or "no password supplied" in text:
-            return f"the database at {where} refuses user {told.get('user')!r}: check DB_USER and DB_PASSWORD or DATABASE_URL"
-        case _ if "does not exist" in text and "database" in text:
-            return f"there is no database {told.get('dbname')!r} at {where}: create it, or check DB_NAME or DATABASE_URL"
-        case _ if "must be preloaded" in text:
-            return "the timescaledb extension is installed but not loaded: add it to shared_preload_libraries in postgresql.conf and restart PostgreSQL"
-        case _:
-            return f"cannot reach the database at {where}: is it running? check DB_HOST and DB_PORT or DATABASE_URL ({text})"
+    if "authentication failed" in text or "no password supplied" in text:
+        return (
+            f"the database at {where} refuses user {told.get('user')!r}: check DB_USER and DB_PASSWORD, or DATABASE_URL"
+        )
+    if "database" in text and "does not exist" in text:
+        return f"there is no database {told.get('dbname')!r} at {where}: create it, or check DB_NAME or DATABASE_URL"
+    if "must be preloaded" in text:
+        return NOT_PRELOADED
+    return f"cannot reach the database at {where}: is it running? check DB_HOST and DB_PORT, or DATABASE_URL ({text})"

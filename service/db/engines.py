@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections.abc import Mapping
 from datetime import datetime, timedelta
+from itertools import pairwise
 from typing import Any, LiteralString, Protocol
 
 import psycopg
@@ -12,7 +13,7 @@ from psycopg import AsyncConnection, Connection, sql
 from service import coverage
 from service.errors import DatabaseError
 from service.ranges import Range, Ranges
-from service.timeframes import AGGREGATED, Timeframe
+from service.timeframes import Timeframe
 
 Retention = Mapping[Timeframe, timedelta | None]
 WEEK = timedelta(days=7)
@@ -35,6 +36,11 @@ _CONFLICTS = (
     psycopg.errors.SerializationFailure,
 )
 _TRIES = 8
+OLDEST_POSTGRESQL = 14
+NOT_PRELOADED = (
+    "the timescaledb extension is installed but not loaded: add it to shared_preload_libraries "
+    "in postgresql.conf and restart PostgreSQL"
+)
 
 
 class Engine(Protocol):
@@ -85,7 +91,7 @@ class TimescaleDB:
             ) from exc
         except psycopg.Error as exc:
             if "preload" in str(exc):
-                raise DatabaseError(_NOT_PRELOADED) from exc
+                raise DatabaseError(NOT_PRELOADED) from exc
             raise
         self.verify(conn)
 
@@ -99,7 +105,7 @@ class TimescaleDB:
             raise DatabaseError("this database has no timescaledb extension: run `candlewick migrate`")
         version, license_, server = row
         if license_ is None:
-            raise DatabaseError(_NOT_PRELOADED)
+            raise DatabaseError(NOT_PRELOADED)
         if license_ != "timescale":
             raise DatabaseError(
                 f"this server runs TimescaleDB's {license_} edition, which has no continuous aggregates: "
@@ -129,10 +135,9 @@ class TimescaleDB:
         edge = await _slowest_edge(conn, now)
         first_bar = await _first_bar(conn)
         floors = self.floors(retention, now)
-        for timeframe in AGGREGATED:
-            assert timeframe.finer is not None
+        for finer, timeframe in pairwise(Timeframe):
             mark = await _watermark(conn, timeframe)
-            bottom = floors[timeframe.finer]
+            bottom = floors[finer]
             for window in windows(timeframe, stale, now=now, edge=edge, watermark=mark, first_bar=first_bar):
                 start = window.start if bottom is None else max(window.start, timeframe.ceil(bottom))
                 if start < window.end:
@@ -152,10 +157,10 @@ class Plain:
 
     def verify(self, conn: Connection[Any]) -> str:
         """PostgreSQL 14 or newer."""
-        number = conn.info.server_version
-        if number < 14_00_00:
-            raise DatabaseError(f"PostgreSQL {number // 10000} is too old: Candlewick needs 14 or newer")
-        return f"PostgreSQL {number // 10000}.{number % 10000}"
+        major, minor = divmod(conn.info.server_version, 10_000)
+        if major < OLDEST_POSTGRESQL:
+            raise DatabaseError(f"PostgreSQL {major} is too old: Candlewick needs {OLDEST_POSTGRESQL} or newer")
+        return f"PostgreSQL {major}.{minor}"
 
     def floors(self, retention: Retention, now: datetime) -> dict[Timeframe, datetime | None]:  # noqa: ARG002 - the engines share one signature
         """Everything is kept."""
@@ -163,11 +168,10 @@ class Plain:
 
     async def derive(self, conn: AsyncConnection[Any], symbol: str, altered: Range) -> None:
         """Recompute every bucket that holds an altered bar, finest level first."""
-        for timeframe in AGGREGATED:
-            assert timeframe.finer is not None
+        for finer, timeframe in pairwise(Timeframe):
             names = {
                 "level": sql.Identifier("market_data", timeframe.table),
-                "finer": sql.Identifier("market_data", timeframe.finer.table),
+                "finer": sql.Identifier("market_data", finer.table),
             }
             arguments = {
                 "symbol": symbol,
@@ -234,7 +238,7 @@ async def _slowest_edge(conn: AsyncConnection[Any], now: datetime) -> datetime:
         " FROM market_data.sync_state AS s JOIN market_data.instruments AS i USING (symbol) WHERE i.active"
     )
     row = await cursor.fetchone()
-    slowest, some_without = row if row else (None, True)
+    slowest, some_without = row or (None, True)
     earliest = now - AT_MOST_BEHIND
     return earliest if slowest is None or some_without else max(slowest, earliest)
 
@@ -273,10 +277,6 @@ async def _refresh(conn: AsyncConnection[Any], timeframe: Timeframe, window: Ran
             return
 
 
-_NOT_PRELOADED = (
-    "the timescaledb extension is installed but not loaded: add it to shared_preload_libraries "
-    "in postgresql.conf and restart PostgreSQL"
-)
 _DELETE_BUCKETS: LiteralString = """
     DELETE FROM {level} WHERE symbol = %(symbol)s AND ts >= %(start)s AND ts < %(end)s
 """

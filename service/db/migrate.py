@@ -8,12 +8,11 @@ from typing import Any
 
 import psycopg
 import sqlalchemy
-from alembic import command
 from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy.pool import NullPool
 
+from alembic import command
 from service.db.connect import check_engine, connect, database_url, engine_named
 from service.errors import DatabaseError
 from service.settings import Settings
@@ -93,6 +92,4 @@ def _scripts() -> Path:
 
 
 def _sqlalchemy(url: str) -> sqlalchemy.Engine:
-    return sqlalchemy.create_engine(
-        "postgresql+psycopg://", creator=lambda: psycopg.connect(url), poolclass=NullPool
-    )
+    return sqlalchemy.create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(url), poolclass=NullPool)
