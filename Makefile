@@ -35,7 +35,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@touch $@
 
 .PHONY: demo
-demo: $(INSTALLED) ## try it: 30 days of invented prices, no key, no database, nothing kept
+demo: $(INSTALLED) ## try it on a month of invented prices: needs no key and no database of yours
 	@$(call program,$(BIN)/candlewick demo)
 
 .PHONY: run

@@ -2,14 +2,18 @@
 
 import argparse
 import asyncio
+import errno
 import logging
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from typing import NoReturn
 
 import psycopg
 
@@ -18,7 +22,7 @@ from service.backfill import backfill, utc_now
 from service.db.connect import Database, database_url
 from service.db.migrate import migrate
 from service.db.preflight import checked
-from service.demo import DAYS, WARNING, demo_settings, replay_process
+from service.demo import WARNING, demo_settings, replay_process
 from service.errors import CandlewickError, SettingsError, UsageError
 from service.progress import summarize, watcher
 from service.ranges import Range
@@ -32,8 +36,10 @@ DONE, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command and exit with its code: 0 done, 1 failed, 2 bad arguments or settings, 130 interrupted."""
-    args = _parser().parse_args(argv)
+    # A service manager's TERM ends everything that Ctrl-C ends: child processes, the embedded server.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        args = _parser().parse_args(argv)
         code = args.run(args)
     except (SettingsError, UsageError) as exc:
         code = _complain(exc, MISUSED)
@@ -46,10 +52,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.exit(code)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Tells what is wrong in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="candlewick", description="One-minute bars in, candles out, complete or it says so."
-    )
+    parser = _Parser(prog="candlewick", description="One-minute bars in, candles out, complete or it says so.")
     parser.add_argument("--version", action="version", version=f"candlewick {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -95,7 +106,7 @@ def _backfill(args: argparse.Namespace) -> int:
         db = checked(url, chosen.engine)
         floor = db.engine.floors(chosen.retention, now)[Timeframe.M1]
         asked = _asked(args, chosen, now, floor)
-        return asyncio.run(_interruptible(_run_backfill(db, chosen, args.symbols or None, asked)))
+        return _run(_run_backfill(db, chosen, args.symbols or None, asked))
 
 
 async def _run_backfill(db: Database, chosen: Settings, symbols: Sequence[str] | None, asked: Range) -> int:
@@ -107,6 +118,15 @@ async def _run_backfill(db: Database, chosen: Settings, symbols: Sequence[str] |
             summary = await backfill(db, chosen, symbols, asked, watcher=display)
     print(summarize(summary), flush=True)
     return FAILED if summary.failures else DONE
+
+
+def _run(work: Coroutine[object, object, int]) -> int:
+    terminated = signal.getsignal(signal.SIGTERM)
+    try:
+        return asyncio.run(_interruptible(work))
+    finally:
+        # The loop leaves the system's own handler behind, which would end the process on the spot.
+        signal.signal(signal.SIGTERM, terminated)
 
 
 async def _interruptible(work: Coroutine[object, object, int]) -> int:
@@ -147,20 +167,20 @@ def _asked(args: argparse.Namespace, chosen: Settings, now: datetime, floor: dat
 def _when(option: str, text: str) -> datetime:
     try:
         at = datetime.fromisoformat(text)
-    except ValueError:
+        return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+    except (ValueError, OverflowError):
         raise UsageError(f"{option} {text}: give a date (2024-01-31) or ISO 8601 (2024-01-31T09:30Z), UTC") from None
-    return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
 
 
 def _serve(args: argparse.Namespace) -> int:
     chosen = _load()
     if args.backfill:
         chosen.require_api_key()
-    with database_url(chosen) as url:
+    with _listening(chosen) as (listener, address), database_url(chosen) as url:
         db = checked(url, chosen.engine)
         child = subprocess.Popen([sys.executable, "-m", "service", "backfill", "--all"]) if args.backfill else None
         try:
-            _answer(db, chosen)
+            _answer(db, chosen, listener, address)
         finally:
             if child is not None:
                 child.terminate()
@@ -168,22 +188,35 @@ def _serve(args: argparse.Namespace) -> int:
     return DONE
 
 
-def _answer(db: Database, chosen: Settings) -> None:
-    """Serve until SIGINT or SIGTERM."""
+@contextmanager
+def _listening(chosen: Settings) -> Iterator[tuple[socket.socket, str]]:
+    """A socket on HOST and PORT, so that nothing starts where nobody could ask, and its URL."""
+    family = socket.AF_INET6 if ":" in chosen.host else socket.AF_INET
+    try:
+        listener = socket.create_server((chosen.host, chosen.port), family=family, backlog=2048)
+    except OSError as exc:
+        why = f"cannot listen on {chosen.host}:{chosen.port}: {exc.strerror or exc}"
+        raise SettingsError("PORT" if exc.errno == errno.EADDRINUSE else "HOST", why) from exc
+    with listener:
+        host = f"[{chosen.host}]" if ":" in chosen.host else chosen.host
+        yield listener, f"http://{host}:{listener.getsockname()[1]}"
+
+
+def _answer(db: Database, chosen: Settings, listener: socket.socket, url: str) -> None:
+    """Serve until SIGINT or SIGTERM, either of which ends in KeyboardInterrupt."""
     import uvicorn  # noqa: PLC0415 - the other commands need neither
 
     from service.api.app import create_app  # noqa: PLC0415
 
     config = uvicorn.Config(
         create_app(db, chosen),
-        host=chosen.host,
-        port=chosen.port,
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_graceful_shutdown=3,
     )
-    print(f"candlewick {__version__} on http://{chosen.host}:{chosen.port} (docs at /docs), {db.version}", flush=True)
-    uvicorn.Server(config).run()
+    print(f"candlewick {__version__} on {url} (docs at /docs), {db.version}", flush=True)
+    uvicorn.Server(config).run(sockets=[listener])
 
 
 def _replay(args: argparse.Namespace) -> int:
@@ -196,15 +229,15 @@ def _demo(_: argparse.Namespace) -> int:
     with replay_process() as provider:
         chosen = demo_settings(os.environ, provider)
         _log(chosen)
-        with database_url(chosen) as url:
+        with _listening(chosen) as (listener, address), database_url(chosen) as url:
             migrate(url, chosen.engine)
             now = utc_now()
-            asked = Range(Timeframe.D1.floor(now - timedelta(days=DAYS)), coverage.minute_floor(now))
-            code = asyncio.run(_interruptible(_run_backfill(checked(url, chosen.engine), chosen, None, asked)))
+            asked = Range(Timeframe.D1.floor(now - timedelta(days=chosen.backfill_days)), coverage.minute_floor(now))
+            code = _run(_run_backfill(checked(url, chosen.engine), chosen, None, asked))
             if code == DONE:
                 print(WARNING)
-                print(f"Try http://{chosen.host}:{chosen.port}/api/candles/EURUSD?timeframe=1h", flush=True)
-                _answer(checked(url, chosen.engine), chosen)
+                print(f"Try {address}/api/candles/EURUSD?timeframe=1h", flush=True)
+                _answer(checked(url, chosen.engine), chosen, listener, address)
     return code
 
 

@@ -12,12 +12,11 @@ from service.errors import CandlewickError
 from service.settings import Settings
 
 WARNING = "DEMO: every price is invented (source replay:synthetic, header X-Data-Source); nothing here is real."
-DAYS = 30
-_PASSED_ON = ("HOST", "PORT", "LOG_LEVEL")
+_PASSED_ON = ("HOST", "PORT", "BACKFILL_DAYS", "LOG_LEVEL")
 
 
 def demo_settings(env: Mapping[str, str], provider_url: str) -> Settings:
-    """Settings of the demo: of the user's own only HOST, PORT and LOG_LEVEL count, and DATA_DIR as a neighbour.
+    """Settings of the demo: the user's own HOST, PORT, BACKFILL_DAYS and LOG_LEVEL, and a neighbour of DATA_DIR.
 
     The database is always the embedded one in a folder of its own, so that invented bars never meet real ones.
     """

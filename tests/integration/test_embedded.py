@@ -26,8 +26,8 @@ import sys
 from pathlib import Path
 from service.db.embedded import start
 with start(Path(sys.argv[1])) as held:
-    print(held.url, flush=True)
     try:
+        print(held.url, flush=True)
         sys.stdin.read()
     except KeyboardInterrupt:
         import psycopg

@@ -1,0 +1,127 @@
+"""What the tests of store, refresh, query and API share: invented bars, and every aggregate against its own bars."""
+
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+from psycopg import AsyncConnection, sql
+
+from service.bars import Bars, RejectedBar, to_ms
+from service.coverage import MINUTE, Piece
+from service.db.engines import Engine
+from service.ranges import Range
+from service.store import Stored, store_piece, want
+from service.timeframes import AGGREGATED
+
+SETTLE = timedelta(minutes=15)
+SOURCE = "replay:csv"
+
+
+def at(text: str) -> datetime:
+    """An instant in UTC: `at("2024-03-05 12:07")`."""
+    return datetime.fromisoformat(text).replace(tzinfo=UTC)
+
+
+def minutes(start: datetime, end: datetime, step: int = 1) -> list[datetime]:
+    """Every step-th minute of `[start, end)`."""
+    return [start + place * MINUTE for place in range(0, (end - start) // MINUTE, step)]
+
+
+def invent(times: Iterable[datetime], seed: int = 0, *, volume: bool = True, vwap: bool = True) -> Bars:
+    """Bars at these minutes. The same minute and seed give the same bar, whatever stands beside it."""
+    ts = np.array([to_ms(one) for one in sorted(times)], np.int64)
+    dice = [np.random.default_rng([seed, int(ms) // 60_000]).integers(1, 10_000, 6) for ms in ts]
+    drawn = np.array(dice, np.float64).reshape(len(ts), 6)
+    prices = 1 + drawn[:, :4] / 100_000
+    nothing = np.full(len(ts), np.nan)
+    return Bars(
+        ts=ts,
+        open=prices[:, 0],
+        high=prices.max(axis=1, initial=0),
+        low=prices.min(axis=1, initial=9),
+        close=prices[:, 1],
+        volume=np.where(drawn[:, 4] % 10 == 0, 0, drawn[:, 4] / 8) if volume else nothing,
+        vwap=prices[:, 2] if volume and vwap else nothing,
+        trades=drawn[:, 5].astype(np.int64) if volume else np.full(len(ts), -1, np.int64),
+    )
+
+
+async def put(
+    conn: AsyncConnection[Any],
+    engine: Engine,
+    symbol: str,
+    start: datetime,
+    end: datetime,
+    *,
+    now: datetime,
+    bars: Bars | None = None,
+    rejected: Iterable[RejectedBar] = (),
+    source: str = SOURCE,
+) -> Stored:
+    """Ask for a range and store an answer to it: a bar for every minute unless bars are given."""
+    await want(conn, [symbol], Range(start, end))
+    return await store_piece(
+        conn,
+        engine,
+        Piece(symbol=symbol, ticker="", range=Range(start, end)),
+        invent(minutes(start, min(end, now))) if bars is None else bars,
+        list(rejected),
+        source=source,
+        now=now,
+        settle=SETTLE,
+    )
+
+
+async def only_active(conn: AsyncConnection[Any], *symbols: str) -> None:
+    """Leave these symbols active, and no other."""
+    await conn.execute("UPDATE market_data.instruments SET active = symbol = ANY(%s)", (list(symbols),))
+
+
+async def wrong_candles(conn: AsyncConnection[Any]) -> list[tuple[Any, ...]]:
+    """The candles of every level, served or computed from the bars, that the other side does not have or has otherwise.
+
+    Left out is what is noted as still to refresh. Prices and counts are compared exactly, volumes and their averages
+    to nine digits. Each row names level, symbol, start, and the values served and computed.
+    """
+    found: list[tuple[Any, ...]] = []
+    for timeframe in AGGREGATED:
+        query = sql.SQL(_COMPARE).format(level=sql.Identifier("market_data", timeframe.table))
+        cursor = await conn.execute(query, {"length": timeframe.length, "name": timeframe.value})
+        found += await cursor.fetchall()
+    return found
+
+
+_COMPARE = """
+    WITH computed AS (
+        SELECT
+            symbol,
+            date_bin(%(length)s, ts, TIMESTAMPTZ '1970-01-01 00:00+00') AS ts,
+            (array_agg(open ORDER BY ts))[1] AS open,
+            max(high) AS high,
+            min(low) AS low,
+            (array_agg(close ORDER BY ts DESC))[1] AS close,
+            sum(volume) AS volume,
+            CASE WHEN bool_or(volume > 0 AND vwap IS NULL) IS NOT TRUE
+                THEN sum(vwap * volume) / nullif(sum(volume), 0) END AS vwap,
+            sum(trades)::bigint AS trades
+        FROM market_data.candles_1m
+        GROUP BY 1, 2
+    ), pending AS (
+        SELECT symbol, range FROM market_data.changes
+        WHERE id IN (SELECT change_id FROM market_data.pending_refreshes)
+    )
+    SELECT %(name)s, symbol, ts, s, c
+    FROM {level} AS s FULL JOIN computed AS c USING (symbol, ts)
+    WHERE NOT EXISTS (
+        SELECT FROM pending AS p
+        WHERE p.symbol = coalesce(s.symbol, c.symbol) AND p.range && tstzrange(ts, ts + %(length)s)
+    ) AND (
+        s.symbol IS NULL OR c.symbol IS NULL
+        OR (s.open, s.high, s.low, s.close, s.trades) IS DISTINCT FROM (c.open, c.high, c.low, c.close, c.trades)
+        OR (s.volume IS NULL) <> (c.volume IS NULL) OR abs(s.volume - c.volume) > 1e-9 * abs(c.volume)
+        OR (s.vwap IS NULL) <> (c.vwap IS NULL) OR abs(s.vwap - c.vwap) > 1e-9 * abs(c.vwap)
+    )
+    ORDER BY ts, symbol
+    LIMIT 5
+"""
