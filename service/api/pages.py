@@ -16,7 +16,10 @@ _DOCS = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Can
 <script src="/docs/swagger_bundle.js"></script>
 <script>SwaggerUIBundle({url: "/openapi.json", dom_id: "#page"})</script></body></html>"""
 _REDOC = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Candlewick API</title></head>
-<body><redoc spec-url="/openapi.json"></redoc><script src="/docs/redoc.js"></script></body></html>"""
+<body style="margin: 0"><div id="page"></div><script type="module">
+import { init } from "/docs/redoc.js";
+init("/openapi.json", {}, document.getElementById("page"));
+</script></body></html>"""
 
 
 @get("/openapi.json", include_in_schema=False, sync_to_thread=False)
