@@ -12,7 +12,7 @@ from typing import Protocol
 
 import msgspec
 
-from service import coverage, store
+from service import coverage, ledger, store
 from service.coverage import Ledger, Piece, Slice
 from service.db.connect import FETCHER_LOCK, Database
 from service.errors import BadPayload, BadRequest, NotAuthorized, NotEntitled, ProviderError, Unavailable, UsageError
@@ -54,7 +54,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def bars(self) -> int:
         """Roughly how many bars will come."""
-        share = {ledger.symbol: OPEN_SHARE[ledger.asset_type] for ledger in self.ledgers}
+        share = {one.symbol: OPEN_SHARE[one.asset_type] for one in self.ledgers}
         return round(
             sum(
                 piece.range.length / coverage.MINUTE * share[piece.symbol]
@@ -124,12 +124,12 @@ async def backfill(
     _refuse_below_floor(db, settings, asked, now)
     key = settings.require_api_key()
     async with db.connection() as conn:
-        chosen = await store.ledgers(conn, symbols)
-        await store.want(conn, [ledger.symbol for ledger in chosen], asked)
+        chosen = await ledger.ledgers(conn, symbols)
+        await ledger.want(conn, [one.symbol for one in chosen], asked)
     async with _sole_fetcher(db, watcher):
         async with db.connection() as conn:
-            ledgers = await store.ledgers(conn, [ledger.symbol for ledger in chosen])
-            history = await store.recent_calls(conn, now - timedelta(minutes=1))
+            ledgers = await ledger.ledgers(conn, [one.symbol for one in chosen])
+            history = await ledger.recent_calls(conn, now - timedelta(minutes=1))
             await db.engine.refresh(conn, settings.retention, now)
         slices = coverage.plan(ledgers, Ranges.of(asked.start, min(asked.end, coverage.minute_floor(now))))
         plan = Plan(asked=asked, ledgers=tuple(ledgers), slices=tuple(slices), rate_limit=settings.polygon_rate_limit)
@@ -231,7 +231,7 @@ class _Run:
         if piece.symbol not in self.failures:
             self.failures[piece.symbol] = reason
             async with self._db.connection() as conn:
-                await store.note_failure(conn, piece.symbol, reason, self._clock() + RETRY_AFTER)
+                await ledger.note_failure(conn, piece.symbol, reason, self._clock() + RETRY_AFTER)
         self._watcher.failed(piece, reason)
 
     async def _write(self) -> None:
@@ -285,7 +285,7 @@ def _limiter(db: Database, settings: Settings, history: Sequence[datetime]) -> S
 
     async def record(at: datetime) -> None:
         async with db.connection() as conn:
-            await store.record_call(conn, at, timedelta(minutes=2))
+            await ledger.record_call(conn, at, timedelta(minutes=2))
 
     return SlidingWindow(settings.polygon_rate_limit, history=history, record=record)
 

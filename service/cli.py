@@ -17,7 +17,7 @@ from typing import NoReturn
 
 import psycopg
 
-from service import __version__, coverage, settings, store
+from service import __version__, coverage, ledger, settings
 from service.backfill import backfill, utc_now
 from service.db.connect import Database, database_url
 from service.db.migrate import migrate
@@ -113,7 +113,7 @@ async def _run_backfill(db: Database, chosen: Settings, symbols: Sequence[str] |
     async with db:
         if symbols is not None:
             async with db.connection() as conn:
-                symbols = await store.known(conn, symbols)
+                symbols = await ledger.known(conn, symbols)
         with watcher() as display:
             summary = await backfill(db, chosen, symbols, asked, watcher=display)
     print(summarize(summary), flush=True)

@@ -14,6 +14,8 @@ GRID = timedelta(days=28)
 EMPTY_TAIL_SETTLES = timedelta(hours=36)
 """How long the minutes after a symbol's last bar may still fill: a free plan delivers at the end of the day."""
 MINUTE = timedelta(minutes=1)
+Retention = Mapping[Timeframe, timedelta | None]
+"""How long each timeframe is kept; None: for ever."""
 
 
 class Ledger(msgspec.Struct, frozen=True, kw_only=True):

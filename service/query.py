@@ -3,7 +3,6 @@
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from difflib import get_close_matches
 from typing import Any, Literal, LiteralString
 
 import msgspec
@@ -11,10 +10,10 @@ from psycopg import AsyncConnection, sql
 
 from service import coverage
 from service.bars import from_ms, to_ms
-from service.coverage import Ledger, Missing
+from service.coverage import Ledger, Missing, Retention
 from service.db.connect import as_ranges
-from service.db.engines import Engine, Retention
-from service.errors import UnknownSymbol
+from service.db.engines import Engine
+from service.ledger import COLUMNS, FROM, from_row, unknown
 from service.ranges import Range, Ranges
 from service.timeframes import EPOCH, Timeframe
 
@@ -142,20 +141,9 @@ async def _state(conn: AsyncConnection[Any], symbol: str) -> _State:
     cursor = await conn.execute(_STATE, (symbol,), binary=True)
     row = await cursor.fetchone()
     if row is None:
-        names = await (await conn.execute("SELECT symbol FROM market_data.instruments")).fetchall()
-        raise UnknownSymbol(symbol, get_close_matches(symbol.upper(), [name for (name,) in names], cutoff=0.5))
-    ticker, asset_type, wanted, covered, unavailable, first_bar, last_bar, unrefreshed, source = row
-    ledger = Ledger(
-        symbol=symbol,
-        ticker=ticker,
-        asset_type=asset_type,
-        wanted=as_ranges(wanted),
-        covered=as_ranges(covered),
-        unavailable=as_ranges(unavailable),
-        first_bar=first_bar,
-        last_bar=last_bar,
-    )
-    return _State(ledger=ledger, unrefreshed=as_ranges(unrefreshed), source=source)
+        raise await unknown(conn, symbol)
+    *known, unrefreshed, source = row
+    return _State(ledger=from_row(known), unrefreshed=as_ranges(unrefreshed), source=source)
 
 
 async def _read(
@@ -214,18 +202,18 @@ def _candles(rows: Sequence[tuple[Any, ...]], timeframe: Timeframe, doubtful: Ra
     ]
 
 
-_STATE = """
+_STATE = f"""
     SELECT
-        i.ticker, i.asset_type, s.wanted, s.covered, s.unavailable, s.first_bar, s.last_bar,
+        {COLUMNS},
         (
             SELECT range_agg(c.range)
             FROM market_data.pending_refreshes AS p JOIN market_data.changes AS c ON c.id = p.change_id
-            WHERE c.symbol = s.symbol
+            WHERE c.symbol = sync_state.symbol
         ),
         (SELECT source FROM market_data.installation)
-    FROM market_data.sync_state AS s JOIN market_data.instruments AS i USING (symbol)
-    WHERE s.symbol = %s
-"""
+    {FROM}
+    WHERE symbol = %s
+"""  # noqa: S608 - constants only
 _WINDOW: LiteralString = """
     SELECT (extract(epoch FROM ts) * 1000)::bigint, open, high, low, close, volume, vwap, trades
     FROM {relation}

@@ -2,19 +2,18 @@
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from difflib import get_close_matches
 from typing import Any
 
 import msgspec
 import psycopg
 from psycopg import AsyncConnection
 
+from service import ledger
 from service.bars import Bars, RejectedBar, from_ms
 from service.coverage import MINUTE, Ledger, Piece, settled_edge
 from service.db import binary_copy
-from service.db.connect import WRITER_LOCK, as_multirange, as_range, as_ranges
+from service.db.connect import WRITER_LOCK, as_multirange, as_range
 from service.db.engines import Engine
-from service.errors import SourceMismatch, UnknownSymbol
 from service.ranges import Range, Ranges
 
 
@@ -28,54 +27,6 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True):
 
     def __add__(self, other: "Stored") -> "Stored":
         return Stored(**{name: getattr(self, name) + getattr(other, name) for name in self.__struct_fields__})
-
-
-async def ledgers(conn: AsyncConnection[Any], symbols: Sequence[str] | None = None) -> list[Ledger]:
-    """The ledger of these symbols, in the order given; of all active ones by symbol when None."""
-    cursor = await conn.execute(
-        "SELECT symbol, ticker, asset_type, wanted, covered, unavailable, first_bar, last_bar"
-        " FROM market_data.sync_state JOIN market_data.instruments USING (symbol)"
-        " WHERE symbol = ANY(%(symbols)s) OR (%(symbols)s::text[] IS NULL AND active)"
-        " ORDER BY array_position(%(symbols)s, symbol), symbol",
-        {"symbols": None if symbols is None else list(symbols)},
-    )
-    return [_ledger(row) for row in await cursor.fetchall()]
-
-
-async def known(conn: AsyncConnection[Any], symbols: Sequence[str]) -> list[str]:
-    """The symbols in our spelling, each once, in the order given; UnknownSymbol with the nearest names."""
-    rows = await (await conn.execute("SELECT symbol FROM market_data.instruments ORDER BY symbol")).fetchall()
-    names = [name for (name,) in rows]
-    for symbol in symbols:
-        if symbol.upper() not in names:
-            raise UnknownSymbol(symbol, get_close_matches(symbol.upper(), names, cutoff=0.5))
-    return list(dict.fromkeys(symbol.upper() for symbol in symbols))
-
-
-async def want(conn: AsyncConnection[Any], symbols: Sequence[str], asked: Range) -> None:
-    """Ask for a range: widens `wanted` of these symbols; asking twice changes nothing."""
-    await conn.execute(
-        "UPDATE market_data.sync_state SET wanted = wanted + tstzmultirange(%(asked)s)"
-        " WHERE symbol = ANY(%(symbols)s) AND NOT wanted @> %(asked)s",
-        {"symbols": list(symbols), "asked": as_range(asked)},
-    )
-
-
-async def source(conn: AsyncConnection[Any]) -> str | None:
-    """Where the bars of this database come from: polygon, replay:synthetic, replay:csv; None before the first bar."""
-    row = await (await conn.execute("SELECT source FROM market_data.installation")).fetchone()
-    return row[0] if row else None
-
-
-async def claim_source(conn: AsyncConnection[Any], claimed: str) -> None:
-    """Record where the bars of this database come from; SourceMismatch if it holds those of another source."""
-    await conn.execute("UPDATE market_data.installation SET source = %s WHERE source IS NULL", (claimed,))
-    held = await source(conn)
-    if held != claimed:
-        raise SourceMismatch(
-            f"this database holds bars of {held!r} and the provider answers as {claimed!r}: sources are never mixed; "
-            "use another database or DATA_DIR, or correct POLYGON_BASE_URL"
-        )
 
 
 async def store_piece(
@@ -96,68 +47,17 @@ async def store_piece(
     Raises SourceMismatch, and psycopg's errors; then nothing is stored.
     """
     async with conn.transaction():
-        await claim_source(conn, source)
-        ledger = await _lock(conn, piece.symbol)
-        stored, altered = await _write(conn, piece, bars, ledger)
+        await ledger.claim_source(conn, source)
+        known = await ledger.locked(conn, piece.symbol)
+        stored, altered = await _write(conn, piece, bars, known)
         await _reject(conn, piece.symbol, rejected)
         if altered is not None:
             await _announce(conn, engine, piece.symbol, altered)
-        await _cover(conn, piece, ledger, bars, rejected, now=now, settle=settle, rows=stored.new + stored.changed)
+        await _cover(conn, piece, known, bars, rejected, now=now, settle=settle, rows=stored.new + stored.changed)
         return stored + Stored(rejected=len(rejected))
 
 
-async def recent_calls(conn: AsyncConnection[Any], since: datetime) -> list[datetime]:
-    """When the provider was called since then, as recorded by `record_call`."""
-    cursor = await conn.execute("SELECT at FROM market_data.provider_calls WHERE at > %s ORDER BY at", (since,))
-    return [row[0] for row in await cursor.fetchall()]
-
-
-async def record_call(conn: AsyncConnection[Any], at: datetime, keep: timedelta) -> None:
-    """Record a call that is about to be made, and forget those older than `keep`."""
-    await conn.execute(
-        "WITH old AS (DELETE FROM market_data.provider_calls WHERE at < %(at)s - %(keep)s)"
-        " INSERT INTO market_data.provider_calls (at) VALUES (%(at)s)",
-        {"at": at, "keep": keep},
-    )
-
-
-async def note_failure(conn: AsyncConnection[Any], symbol: str, message: str, next_attempt_at: datetime) -> None:
-    """Keep why a symbol's last attempt failed, and when to try again."""
-    await conn.execute(
-        "UPDATE market_data.sync_state SET status = 'failed', error_message = %s, next_attempt_at = %s"
-        " WHERE symbol = %s",
-        (message, next_attempt_at, symbol),
-    )
-
-
-async def _lock(conn: AsyncConnection[Any], symbol: str) -> Ledger:
-    cursor = await conn.execute(
-        "SELECT symbol, ticker, asset_type, wanted, covered, unavailable, first_bar, last_bar"
-        " FROM market_data.sync_state JOIN market_data.instruments USING (symbol)"
-        " WHERE symbol = %s FOR UPDATE OF sync_state",
-        (symbol,),
-    )
-    row = await cursor.fetchone()
-    if row is None:
-        raise LookupError(f"no ledger for {symbol}")
-    return _ledger(row)
-
-
-def _ledger(row: tuple[Any, ...]) -> Ledger:
-    symbol, ticker, asset_type, wanted, covered, unavailable, first_bar, last_bar = row
-    return Ledger(
-        symbol=symbol,
-        ticker=ticker,
-        asset_type=asset_type,
-        wanted=as_ranges(wanted),
-        covered=as_ranges(covered),
-        unavailable=as_ranges(unavailable),
-        first_bar=first_bar,
-        last_bar=last_bar,
-    )
-
-
-async def _write(conn: AsyncConnection[Any], piece: Piece, bars: Bars, ledger: Ledger) -> tuple[Stored, Range | None]:
+async def _write(conn: AsyncConnection[Any], piece: Piece, bars: Bars, known: Ledger) -> tuple[Stored, Range | None]:
     """Upsert; returns the counts and the range of bars that became new or other."""
     if not len(bars):
         return Stored(), None
@@ -165,7 +65,7 @@ async def _write(conn: AsyncConnection[Any], piece: Piece, bars: Bars, ledger: L
     rows = binary_copy.encode(piece.symbol, bars)
     if await _untouched(conn, piece) and await _copy_new(conn, rows):
         return Stored(new=len(bars)), Range(from_ms(first), from_ms(last) + MINUTE)
-    return await _merge(conn, piece, rows, ledger)
+    return await _merge(conn, piece, rows, known)
 
 
 async def _untouched(conn: AsyncConnection[Any], piece: Piece) -> bool:
@@ -186,14 +86,14 @@ async def _copy_new(conn: AsyncConnection[Any], rows: bytes) -> bool:
     return True
 
 
-async def _merge(conn: AsyncConnection[Any], piece: Piece, rows: bytes, ledger: Ledger) -> tuple[Stored, Range | None]:
+async def _merge(conn: AsyncConnection[Any], piece: Piece, rows: bytes, known: Ledger) -> tuple[Stored, Range | None]:
     """By way of a staging table, so that an unchanged bar is not written (nor its compressed chunk opened)."""
     within = {"symbol": piece.symbol, "start": piece.range.start, "end": piece.range.end}
     await conn.execute(_CREATE_STAGED)
     async with conn.cursor() as cursor, cursor.copy(_COPY_STAGED) as copy:
         await copy.write(rows)
     unchanged = (await conn.execute(_DROP_UNCHANGED, within)).rowcount
-    await conn.execute(_KEEP_REVISIONS, within | {"covered": as_multirange(ledger.covered)})
+    await conn.execute(_KEEP_REVISIONS, within | {"covered": as_multirange(known.covered)})
     total, changed, first, last = await _one(await conn.execute(_COUNT_STAGED, within))
     if not total:
         return Stored(unchanged=unchanged), None
@@ -226,7 +126,7 @@ async def _announce(conn: AsyncConnection[Any], engine: Engine, symbol: str, alt
 async def _cover(
     conn: AsyncConnection[Any],
     piece: Piece,
-    ledger: Ledger,
+    known: Ledger,
     bars: Bars,
     rejected: Sequence[RejectedBar],
     *,
@@ -235,8 +135,8 @@ async def _cover(
     rows: int,
 ) -> None:
     received = [from_ms(int(bars.ts[place])) for place in (0, -1)] if len(bars) else []
-    first_bar = min(filter(None, [ledger.first_bar, *received]), default=None)
-    last_bar = max(filter(None, [ledger.last_bar, *received]), default=None)
+    first_bar = min(filter(None, [known.first_bar, *received]), default=None)
+    last_bar = max(filter(None, [known.last_bar, *received]), default=None)
     settled = Ranges.of(piece.range.start, min(piece.range.end, settled_edge(now, last_bar, settle)))
     refused = Ranges((from_ms(bar.ts), from_ms(bar.ts) + MINUTE) for bar in rejected) & settled
     await conn.execute(
@@ -245,8 +145,8 @@ async def _cover(
         " next_attempt_at = NULL, last_sync_at = now(), last_sync_rows = %(rows)s WHERE symbol = %(symbol)s",
         {
             "symbol": piece.symbol,
-            "covered": as_multirange((ledger.covered | settled) - refused),
-            "unavailable": as_multirange((ledger.unavailable - settled) | refused),
+            "covered": as_multirange((known.covered | settled) - refused),
+            "unavailable": as_multirange((known.unavailable - settled) | refused),
             "first_bar": first_bar,
             "last_bar": last_bar,
             "rows": rows,

@@ -9,7 +9,7 @@ from litestar.datastructures import MutableScopeHeaders, State
 from litestar.openapi import OpenAPIConfig
 from litestar.types import Message, Scope
 
-from service import __version__, store
+from service import __version__, ledger
 from service.api import pages
 from service.api.candles import get_candles
 from service.api.health import get_health
@@ -34,7 +34,7 @@ def create_app(db: Database, settings: Settings, clock: Callable[[], datetime] =
     async def database(_: Litestar) -> AsyncIterator[None]:
         async with db:
             async with db.connection() as conn:
-                serving.source = await store.source(conn)
+                serving.source = await ledger.source(conn)
             yield
 
     async def name_source(message: Message, _: Scope) -> None:

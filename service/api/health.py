@@ -7,7 +7,7 @@ import msgspec
 from litestar import Request, get
 from litestar.openapi.datastructures import ResponseSpec
 
-from service import __version__, store
+from service import __version__, ledger
 from service.api.problems import Problem
 from service.api.serving import Serving
 
@@ -43,7 +43,7 @@ async def get_health(request: Request[Any, Any, Any]) -> Health:
     serving: Serving = request.app.state.serving
     began = time.perf_counter()
     async with serving.db.connection() as conn:
-        serving.source = await store.source(conn)
+        serving.source = await ledger.source(conn)
     return Health(
         status="ok",
         version=__version__,

@@ -12,7 +12,8 @@ from psycopg.types.range import TimestamptzRange
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from service.db import embedded
-from service.db.engines import ENGINES, NOT_PRELOADED, Engine
+from service.db.engines import ENGINES, Engine
+from service.db.timescaledb import NOT_PRELOADED
 from service.errors import DatabaseError
 from service.ranges import Range, Ranges
 from service.settings import Settings

@@ -1,6 +1,6 @@
 """DATA_DIR, the folder of the embedded database: what may be in it, who may use it, and its locks.
 
-    DATA_DIR/cluster         PostgreSQL's own folder; made as cluster.new and renamed, so it is whole or absent
+    DATA_DIR/cluster         PostgreSQL's own folder; made as cluster.new-* and renamed, so it is whole or absent
     DATA_DIR/programs        PostgreSQL's programs, only where root's are out of reach for the server's user
     DATA_DIR/starting.lock   held by the one process that just starts or stops the server
     DATA_DIR/users.lock      held, shared, by every process that uses the server: the last one to leave stops it
@@ -27,7 +27,9 @@ from service.errors import DatabaseError
 LONGEST_SOCKET = 100
 """Bytes of a socket's path; the systems' own limits are 103 and more."""
 LOCK_SECONDS = 240
-OURS = {"cluster", "cluster.new", "programs", "starting.lock", "users.lock", "lost+found", ".DS_Store"}
+UNFINISHED = "cluster.new-"
+BESIDES = {"programs", "starting.lock", "users.lock", "lost+found", ".DS_Store"}
+"""What a folder without a database may hold."""
 
 
 class DataDir(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,7 +88,7 @@ def open_data_dir(path: Path) -> DataDir:
         raise DatabaseError(f'DATA_DIR {path}: PostgreSQL takes no folder with one of " $ ` \\ in its name')
     held = {entry.name for entry in path.iterdir()} if path.exists() else set()
     is_cluster = (path / "cluster" / "PG_VERSION").exists()
-    strange = sorted(held - (OURS - {"cluster"}))
+    strange = sorted(name for name in held - BESIDES if not name.startswith(UNFINISHED))
     if strange and not is_cluster:
         raise DatabaseError(
             f"DATA_DIR {path} holds other things ({', '.join(strange[:3])}) and no database of Candlewick: "

@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import shutil
+import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +21,7 @@ import psycopg
 from psycopg import sql
 
 from service.db import programs
-from service.db.data_dir import DataDir, locked, open_data_dir
+from service.db.data_dir import UNFINISHED, DataDir, locked, open_data_dir
 from service.errors import DatabaseError
 
 NAME = "candlewick"
@@ -129,19 +130,18 @@ class _Server:
             return
         self.programs.run("pg_ctl", "stop", "-D", str(self.home.cluster), "-m", "fast", "-t", str(START_SECONDS))
         if self._postmaster() is not None:
-            raise DatabaseError(f"the database in DATA_DIR {self.home.path} does not stop: {self._last_words()}")
+            raise DatabaseError(f"the database in DATA_DIR {self.home.path} does not stop: {_lines(self._said())[-1]}")
 
     def _make(self) -> None:
-        fresh = self.home.path / "cluster.new"
-        if fresh.exists():
-            shutil.rmtree(fresh)
-        fresh.mkdir(mode=0o700)
+        for left in self.home.path.glob(f"{UNFINISHED}*"):
+            shutil.rmtree(left, ignore_errors=True)  # an initdb whose starter was killed may still be at work in it
+        fresh = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=self.home.path))
         os.chown(fresh, self.home.user, -1)
         settings = [f"--set={name}={value}" for name, value in CONFIGURATION.items()]
         options = ["--auth=trust", "--encoding=UTF8", "--locale=C", f"--username={NAME}", f"--pgdata={fresh}"]
         code, said = self.programs.run("initdb", *options, *settings)
         if code:
-            raise DatabaseError(f"DATA_DIR {self.home.path}: no database could be made there: {_telling(said)}")
+            raise DatabaseError(f"DATA_DIR {self.home.path}: no database could be made there: {_cause(said)}")
         fresh.rename(self.home.cluster)
 
     def _connect(self) -> psycopg.Connection[Any]:
@@ -155,10 +155,10 @@ class _Server:
             if alive and time.monotonic() > deadline:
                 raise _Recovering(
                     f"the database in DATA_DIR {self.home.path} is not ready after {START_SECONDS} seconds "
-                    f"({self._last_words()}); it works on: try again in a minute"
+                    f"({_lines(self._said())[-1]}); it works on: try again in a minute"
                 )
             if not alive and started:
-                raise DatabaseError(f"the database in DATA_DIR {self.home.path} does not start: {self._last_words()}")
+                raise DatabaseError(f"the database in DATA_DIR {self.home.path} does not start: {_cause(self._said())}")
             if alive:
                 time.sleep(0.1)
             else:
@@ -182,13 +182,19 @@ class _Server:
             return None
         return process if str(self.home.cluster) in command else None
 
-    def _last_words(self) -> str:
-        return _telling(self.log.read_text(errors="replace") if self.log.exists() else "")
+    def _said(self) -> str:
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
 
 
-def _telling(said: str) -> str:
-    """What tells most, on one line: the last error and the line before it, which names its cause; else the end."""
-    lines = [re.sub(r"^.*? \[\d+\] ", "", line).strip() for line in said.strip().splitlines()] or ["it said nothing"]
-    errors = [place for place, line in enumerate(lines) if re.search("PANIC:|FATAL:|error:", line)]
-    last = errors[-1] if errors else len(lines) - 1
-    return "; ".join(lines[max(last - 1, 0) : last + 1])
+def _cause(said: str) -> str:
+    """On one line: the first error, with the line before it where that one names the cause; else the end."""
+    lines = _lines(said)
+    for place, line in enumerate(lines):
+        if re.search(r"PANIC:|FATAL:(?!  the database system is)|error:", line):
+            before = lines[place - 1] if place else ""
+            return f"{before}; {line}" if before.startswith("LOG:") else line
+    return lines[-1]
+
+
+def _lines(said: str) -> list[str]:
+    return [re.sub(r"^.*? \[\d+\] ", "", line).strip() for line in said.strip().splitlines()] or ["it said nothing"]
