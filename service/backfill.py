@@ -8,9 +8,10 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import islice
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
+from psycopg import AsyncConnection
 
 from service import coverage, ledger, store
 from service.coverage import Ledger, Piece, Slice
@@ -123,11 +124,11 @@ async def backfill(
     now = clock()
     _refuse_below_floor(db, settings, asked, now)
     key = settings.require_api_key()
-    async with db.connection() as conn:
+    async with _connection(db) as conn:
         chosen = await ledger.ledgers(conn, symbols)
         await ledger.want(conn, [one.symbol for one in chosen], asked)
     async with _sole_fetcher(db, watcher):
-        async with db.connection() as conn:
+        async with _connection(db) as conn:
             ledgers = await ledger.ledgers(conn, [one.symbol for one in chosen])
             history = await ledger.recent_calls(conn, now - timedelta(minutes=1))
             await db.engine.refresh(conn, settings.retention, now)
@@ -230,14 +231,14 @@ class _Run:
                 pass
         if piece.symbol not in self.failures:
             self.failures[piece.symbol] = reason
-            async with self._db.connection() as conn:
+            async with _connection(self._db) as conn:
                 await ledger.note_failure(conn, piece.symbol, reason, self._clock() + RETRY_AFTER)
         self._watcher.failed(piece, reason)
 
     async def _write(self) -> None:
         while True:
             start, piece, answer, asked_at = await self._answers.get()
-            async with self._db.connection() as conn:
+            async with _connection(self._db) as conn:
                 stored = await store.store_piece(
                     conn,
                     self._db.engine,
@@ -264,7 +265,7 @@ class _Run:
             await self._slice_done.wait()
             self._slice_done.clear()
             last = self._all_stored
-            async with self._db.connection() as conn:
+            async with _connection(self._db) as conn:
                 await self._db.engine.refresh(conn, self._settings.retention, self._clock())
 
 
@@ -284,10 +285,23 @@ def _limiter(db: Database, settings: Settings, history: Sequence[datetime]) -> S
         return SlidingWindow(None)
 
     async def record(at: datetime) -> None:
-        async with db.connection() as conn:
+        async with _connection(db) as conn:
             await ledger.record_call(conn, at, timedelta(minutes=2))
 
     return SlidingWindow(settings.polygon_rate_limit, history=history, record=record)
+
+
+@asynccontextmanager
+async def _connection(db: Database) -> AsyncIterator[AsyncConnection[Any]]:
+    """A connection of the pool; CancelledError if this task was cancelled meanwhile.
+
+    The pool waits with `asyncio.wait_for`, which up to Python 3.11 forgets a cancellation that comes with its result.
+    """
+    async with db.connection() as conn:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise asyncio.CancelledError
+        yield conn
 
 
 @asynccontextmanager

@@ -133,8 +133,13 @@ async def _interruptible(work: Coroutine[object, object, int]) -> int:
     """Cancel the work on SIGINT and SIGTERM: it leaves whole pieces only."""
     task = asyncio.ensure_future(work)
     loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        logging.getLogger("psycopg").setLevel(logging.CRITICAL)  # it warns of every query that is broken off
+        task.cancel()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, task.cancel)
+        loop.add_signal_handler(number, stop)
     try:
         return await task
     except asyncio.CancelledError:

@@ -24,12 +24,12 @@ BATCH = {
     Timeframe.H4: coverage.GRID,
     Timeframe.D1: coverage.GRID,
 }
-"""How much time one batch of a refresh spans: the cheapest measured. Finer levels sort less in small batches; for the
-coarser ones, whose rows are few, planning through the levels below is the cost (4h: 65 ms, 1d: 120 ms a batch)."""
+"""How much time one call of a refresh spans: the cheapest measured. Finer levels sort less in small parts; for the
+coarser ones, whose rows are few, planning through the levels below is the cost (4h: 65 ms, 1d: 120 ms a call)."""
 AT_MOST_BEHIND = timedelta(days=1)
 """A symbol further behind than this no longer holds back what the refresh materialises."""
 OLDEST = (2, 28)
-"""The first release whose refresh takes a batch size."""
+"""The first release whose refresh can be told not to cut a window into batches of its own."""
 NOT_PRELOADED = (
     "the timescaledb extension is installed but not loaded: add it to shared_preload_libraries "
     "in postgresql.conf and restart PostgreSQL"
@@ -186,13 +186,26 @@ async def _watermark(conn: AsyncConnection[Any], timeframe: Timeframe) -> dateti
 
 
 async def _refresh(conn: AsyncConnection[Any], timeframe: Timeframe, window: Range) -> None:
-    batch = BATCH[timeframe] // timeframe.length
+    """Refresh a window in parts, the oldest first.
+
+    The server's own batches will not do: they go newest first, so that an interruption leaves the watermark above what
+    was not refreshed; and 2.28 skips a bucket that is the last of an invalidation and the first of a batch
+    (timescaledb issue 10221).
+    """
+    start = window.start
+    while start < window.end:
+        end = min(start + BATCH[timeframe], window.end)
+        await _refresh_part(conn, timeframe, Range(start, end))
+        start = end
+
+
+async def _refresh_part(conn: AsyncConnection[Any], timeframe: Timeframe, part: Range) -> None:
     for tries_left in reversed(range(_TRIES)):
         try:
             await conn.execute(
                 "CALL refresh_continuous_aggregate(%s::regclass, %s::timestamptz, %s::timestamptz,"
-                " options => jsonb_build_object('buckets_per_batch', %s::int))",
-                (f"market_data.{timeframe.table}", window.start, window.end, batch),
+                " options => jsonb_build_object('buckets_per_batch', 0))",
+                (f"market_data.{timeframe.table}", part.start, part.end),
             )
         except _CONFLICTS:
             if not tries_left:

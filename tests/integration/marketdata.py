@@ -10,8 +10,9 @@ from psycopg import AsyncConnection, sql
 from service.bars import Bars, RejectedBar, to_ms
 from service.coverage import MINUTE, Piece
 from service.db.engines import Engine
+from service.ledger import want
 from service.ranges import Range
-from service.store import Stored, store_piece, want
+from service.store import Stored, store_piece
 from service.timeframes import AGGREGATED
 
 SETTLE = timedelta(minutes=15)

@@ -22,13 +22,15 @@ from service.db.embedded import start
 from service.errors import DatabaseError
 
 HOLD = """
+import select
 import sys
 from pathlib import Path
 from service.db.embedded import start
 with start(Path(sys.argv[1])) as held:
     try:
         print(held.url, flush=True)
-        sys.stdin.read()
+        while not select.select([sys.stdin], [], [], 0.1)[0]:
+            pass
     except KeyboardInterrupt:
         import psycopg
         with psycopg.connect(held.url) as connection:
@@ -73,9 +75,7 @@ def new(short_tmp: Path) -> Iterator[Path]:
     folder = short_tmp / "data"
     yield folder
     if (process := postmaster(folder)) is not None:
-        processes = [process, *process.children()]
-        process.kill()
-        psutil.wait_procs(processes, 10)
+        kill(process)
 
 
 @pytest.fixture
@@ -112,6 +112,13 @@ def running(folder: Path) -> psutil.Process:
     process = postmaster(folder)
     assert process is not None
     return process
+
+
+def kill(server: psutil.Process) -> None:
+    """As a crash would; its children end themselves."""
+    processes = [server, *server.children()]
+    server.kill()
+    psutil.wait_procs(processes, 10)
 
 
 def ask(url: str, query: str) -> object:
@@ -199,11 +206,7 @@ def test_a_killed_server_starts_again_with_its_data(folder: Path) -> None:
     with start(folder) as held:
         with psycopg.connect(held.url) as connection:
             connection.execute("CREATE TABLE kept AS SELECT 42 AS answer")
-        server = running(folder)
-        processes = [server, *server.children()]
-        for process in processes:
-            process.kill()
-        psutil.wait_procs(processes, 10)
+        kill(running(folder))
         with start(folder) as again:
             assert ask(again.url, "SELECT answer FROM kept") == 42
 
@@ -240,7 +243,7 @@ def test_ctrl_c_reaches_us_and_not_the_server(folder: Path, hold: Callable[[], H
 
 def test_ctrl_c_during_the_first_start_leaves_no_half_made_database(new: Path, hold: Callable[[], Holder]) -> None:
     interrupted = hold()
-    while not (new / "cluster.new" / "PG_VERSION").exists():
+    while not [*new.glob("cluster.new-*/PG_VERSION")]:
         time.sleep(0.01)
     os.killpg(interrupted.process.pid, signal.SIGINT)
     interrupted.leave()

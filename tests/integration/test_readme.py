@@ -1,4 +1,4 @@
-"""The README's examples are run as they stand, but for the port; its table of settings is the code's."""
+"""The README's examples are run as they stand, but for the port."""
 
 import json
 import os
@@ -15,8 +15,6 @@ from pathlib import Path
 import httpx
 import psycopg
 import pytest
-
-from service.settings import SETTINGS
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -45,14 +43,6 @@ def _program(words: list[str], env: dict[str, str]) -> Iterator[str]:
             yield one.stdout.readline()
         finally:
             one.terminate()
-
-
-def test_the_table_of_settings_is_that_of_the_code() -> None:
-    """Every setting stands in the README with its default and what it takes, word for word."""
-    rows = re.findall(r"^\| ([A-Z0-9_]+) \| (.*?) \| (.*) \|$", README.read_text(), re.MULTILINE)
-    assert rows == [
-        (setting.name, f"`{setting.default}`" if setting.default else "", setting.takes) for setting in SETTINGS
-    ]
 
 
 def test_every_example_of_the_readme_works(database: str, engine: str, capsys: pytest.CaptureFixture[str]) -> None:
