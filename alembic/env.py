@@ -4,6 +4,10 @@ from sqlalchemy import Connection
 
 from alembic import context
 from service.db.schema import SCHEMA, metadata
+from service.timeframes import AGGREGATED
+
+DERIVED = {timeframe.table for timeframe in AGGREGATED}
+"""Not for autogenerate: tables on one engine, continuous aggregates on the other."""
 
 
 def run(connection: Connection) -> None:
@@ -13,6 +17,9 @@ def run(connection: Connection) -> None:
         target_metadata=metadata,
         version_table_schema=SCHEMA,
         include_schemas=True,
+        include_name=lambda name, kind, _: kind != "schema" or name == SCHEMA,
+        include_object=lambda _, name, kind, *__: kind != "table" or name not in DERIVED,
+        compare_server_default=True,
     )
     with context.begin_transaction():
         context.run_migrations()

@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except psycopg.Error as exc:
         code = _complain(f"the database failed: {' '.join(str(exc).split())}", FAILED)
     except KeyboardInterrupt:
-        code = INTERRUPTED
+        code = _complain("stopped", INTERRUPTED)
     sys.exit(code)
 
 
@@ -200,7 +200,7 @@ def _listening(chosen: Settings) -> Iterator[tuple[socket.socket, str]]:
     try:
         listener = socket.create_server((chosen.host, chosen.port), family=family, backlog=2048)
     except OSError as exc:
-        why = f"cannot listen on {chosen.host}:{chosen.port}: {exc.strerror or exc}"
+        why = f"cannot listen on {chosen.host}:{chosen.port}: {str(exc.strerror or exc).partition(' (')[0]}"
         raise SettingsError("PORT" if exc.errno == errno.EADDRINUSE else "HOST", why) from exc
     with listener:
         host = f"[{chosen.host}]" if ":" in chosen.host else chosen.host

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 from service.api.problems import BadQuery
@@ -78,4 +78,6 @@ def _instant(text: str) -> datetime:
         return EARLIEST
     # "+01:00" unescaped in a URL arrives as " 01:00".
     at = datetime.fromisoformat(re.sub(r"(T[0-9:.,]+) ([0-9]{2}:?[0-9]{2})$", r"\1+\2", text))
-    return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+    at = at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+    # Up to the next millisecond, in which pages are named: no candle starts between the two.
+    return at + timedelta(microseconds=-at.microsecond % 1000)

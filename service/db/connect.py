@@ -133,7 +133,7 @@ def _why(exc: psycopg.OperationalError, url: str) -> str:
     told = psycopg.conninfo.conninfo_to_dict(url)
     where = f"{told.get('host', 'localhost')}:{told.get('port', 5432)}"
     text = " ".join(str(exc).split())
-    if "authentication failed" in text or "no password supplied" in text:
+    if any(sign in text for sign in ("authentication failed", "no password supplied", " role ")):
         return (
             f"the database at {where} refuses user {told.get('user')!r}: check DB_USER and DB_PASSWORD, or DATABASE_URL"
         )

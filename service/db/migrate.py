@@ -27,20 +27,14 @@ def migrate(url: str, engine: str, revision: str = "head") -> tuple[str | None, 
     Returns the revision before and after. Each run is one transaction: it works whole or not at all.
     Raises DatabaseError where the server lacks what the engine needs or was made for another engine.
     """
-    with connect(url) as lock:
-        lock.execute("SELECT pg_advisory_lock(%s)", (MIGRATION_LOCK,))
-        engine_named(engine).prepare(lock)
-        check_engine(lock, engine)
-        lock.execute("CREATE SCHEMA IF NOT EXISTS market_data")
-        before = _current(lock)
+    with _prepared(url, engine) as conn:
+        before = _current(conn)
         config = _config()
-        if before is not None:
-            _refuse_newer(config, before)
         with _sqlalchemy(url).connect() as connection:
             config.attributes.update(connection=connection, engine=engine)
             (command.downgrade if revision == "base" else command.upgrade)(config, revision)
             connection.commit()
-        return before, _current(lock)
+        return before, _current(conn)
 
 
 def check_schema(conn: psycopg.Connection[Any]) -> None:
@@ -59,8 +53,26 @@ def check_schema(conn: psycopg.Connection[Any]) -> None:
 @contextmanager
 def configured(settings: Settings) -> Iterator[tuple[sqlalchemy.Connection, str]]:
     """The configured database for the `alembic` command itself: a connection, and the engine's name."""
-    with database_url(settings) as url, _sqlalchemy(url).connect() as connection:
+    with (
+        database_url(settings) as url,
+        _prepared(url, settings.engine),
+        _sqlalchemy(url).connect() as connection,
+    ):
         yield connection, settings.engine
+
+
+@contextmanager
+def _prepared(url: str, engine: str) -> Iterator[psycopg.Connection[Any]]:
+    """Alone at it, in a database of this engine and of no newer schema, with all that the migrations build on."""
+    with connect(url) as conn:
+        conn.execute("SELECT pg_advisory_lock(%s)", (MIGRATION_LOCK,))
+        check_engine(conn, engine)
+        current = _current(conn)
+        if current is not None:
+            _refuse_newer(_config(), current)
+        engine_named(engine).prepare(conn)
+        conn.execute("CREATE SCHEMA IF NOT EXISTS market_data")
+        yield conn
 
 
 def _refuse_newer(config: Config, current: str) -> None:

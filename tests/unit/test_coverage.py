@@ -1,5 +1,6 @@
 """The words of the ledger in instants: what is settled, what is missing and why, and which work follows."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -166,14 +167,14 @@ def found(
     one: Ledger,
     *,
     timeframe: Timeframe = Timeframe.M1,
-    floors: dict[Timeframe, datetime | None] | None = None,
+    floors: Mapping[Timeframe, datetime | None] | None = None,
     settled: int = 24,
     unrefreshed: Ranges | None = None,
 ) -> list[tuple[int, int, str]]:
     missing = coverage.missing(
         one,
         Range(T0, T0 + 24 * HOUR),
-        floors=dict.fromkeys(Timeframe) | (floors or {}),
+        floors={**dict.fromkeys(Timeframe), **(floors or {})},
         timeframe=timeframe,
         settled=T0 + settled * HOUR,
         unrefreshed=unrefreshed or Ranges(),
@@ -248,7 +249,7 @@ def test_what_is_missing_is_told_once_in_order_and_in_full(
     wanted, covered, unavailable, unrefreshed = given_sets
     asked = Range(T0 + min(given_marks[:2]) * HOUR, T0 + max(given_marks[:2]) * HOUR)
     settled = T0 + given_marks[2] * HOUR
-    floors = dict.fromkeys(Timeframe) | {Timeframe.M1: given_floors[0], timeframe: given_floors[1]}
+    floors = {**dict.fromkeys(Timeframe), Timeframe.M1: given_floors[0], timeframe: given_floors[1]}
     one = ledger(wanted=wanted, covered=covered, unavailable=unavailable - covered)
     gaps = coverage.missing(
         one, asked, floors=floors, timeframe=timeframe, settled=settled, unrefreshed=unrefreshed & (wanted | covered)

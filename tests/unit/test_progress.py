@@ -1,8 +1,10 @@
 """How a backfill tells what it does: on a terminal, in a log, and at its end."""
 
 import io
+import re
 from datetime import UTC, datetime, timedelta
 
+import pytest
 from rich.console import Console
 
 from service.backfill import Plan, Summary
@@ -104,7 +106,8 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_on_a_terminal_each_symbol_has_a_bar() -> None:
+def test_on_a_terminal_each_symbol_has_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
     out = Terminal()
     assert isinstance(watcher(out), Bars)
     with Bars(Console(file=out, force_terminal=True, color_system=None, width=100)) as display:
@@ -114,9 +117,9 @@ def test_on_a_terminal_each_symbol_has_a_bar() -> None:
             display.stored(piece("EURUSD", half), Stored(new=10_000, unchanged=5))
             display.failed(piece("BTCUSD", half), REASON)
         display.refreshing()
-    text = out.getvalue()
+    text = re.sub(r"\x1b\[[0-9?]*[A-Za-z]|\r", "\n", out.getvalue())
     assert "Backfill of 2 symbols" in text
-    final = {line.split()[0]: line for line in text.splitlines()[-2:]}
+    final = {line.split()[0]: line for line in text.splitlines() if line.strip()}
     assert "2/2" in final["EURUSD"]
     assert "20,010 bars" in final["EURUSD"]
     assert "failed" in final["BTCUSD"]
