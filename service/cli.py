@@ -18,7 +18,7 @@ from typing import NoReturn
 import psycopg
 
 from service import __version__, coverage, ledger, settings
-from service.backfill import backfill, utc_now
+from service.backfill import backfill
 from service.db.connect import Database, database_url
 from service.db.migrate import migrate
 from service.db.preflight import checked
@@ -29,7 +29,7 @@ from service.ranges import Range
 from service.replay import options as replay_options
 from service.replay import server as replay_server
 from service.settings import Settings
-from service.timeframes import Timeframe
+from service.timeframes import EPOCH, Timeframe, utc_now
 
 DONE, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
 
@@ -158,13 +158,14 @@ def _asked(args: argparse.Namespace, chosen: Settings, now: datetime, floor: dat
         end = min(_when("--to", args.end) if args.end else now, now)
         if start >= end:
             raise UsageError(f"--from {args.start} does not lie before {args.end or 'now'}")
-        return Range(coverage.minute_floor(start), coverage.minute_floor(end))
-    if args.days is not None and not re.fullmatch("[1-9][0-9]{0,4}", args.days):
-        raise UsageError(f"--days {args.days}: give a whole number from 1 to 99999")
-    back = now - timedelta(days=int(args.days or chosen.backfill_days))
+        return Range(coverage.minute_floor(start), min(Timeframe.M1.ceil(end), coverage.minute_floor(now)))
+    most = (now - EPOCH).days
+    if args.days is not None and not (re.fullmatch("[1-9][0-9]{0,4}", args.days) and int(args.days) <= most):
+        raise UsageError(f"--days {args.days}: give a whole number from 1 to {most}")
+    back = now - timedelta(days=min(int(args.days or chosen.backfill_days), most))
     start = Timeframe.D1.floor(back)
-    # A whole number of days that just fits into the retention is meant to fit.
-    if floor is not None and start < floor <= Timeframe.D1.ceil(back):
+    # A whole number of days that just fits into the retention is meant to fit; a default always is.
+    if floor is not None and start < floor and (args.days is None or floor <= Timeframe.D1.ceil(back)):
         start = floor
     return Range(start, coverage.minute_floor(now))
 
@@ -172,9 +173,12 @@ def _asked(args: argparse.Namespace, chosen: Settings, now: datetime, floor: dat
 def _when(option: str, text: str) -> datetime:
     try:
         at = datetime.fromisoformat(text)
-        return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+        at = at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
     except (ValueError, OverflowError):
         raise UsageError(f"{option} {text}: give a date (2024-01-31) or ISO 8601 (2024-01-31T09:30Z), UTC") from None
+    if at < EPOCH:
+        raise UsageError(f"{option} {text}: there are no bars before {EPOCH:%Y}")
+    return at
 
 
 def _serve(args: argparse.Namespace) -> int:
@@ -183,7 +187,9 @@ def _serve(args: argparse.Namespace) -> int:
         chosen.require_api_key()
     with _listening(chosen) as (listener, address), database_url(chosen) as url:
         db = checked(url, chosen.engine)
-        child = subprocess.Popen([sys.executable, "-m", "service", "backfill", "--all"]) if args.backfill else None
+        child = (
+            subprocess.Popen([sys.executable, "-P", "-m", "service", "backfill", "--all"]) if args.backfill else None
+        )
         try:
             _answer(db, chosen, listener, address)
         finally:

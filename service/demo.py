@@ -5,7 +5,6 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
 from service import settings as setting
 from service.errors import CandlewickError
@@ -33,11 +32,9 @@ def demo_settings(env: Mapping[str, str], provider_url: str) -> Settings:
 @contextmanager
 def replay_process() -> Iterator[str]:
     """The replay server's synthetic market as a child process; yields its URL."""
-    command = [sys.executable, "-m", "service", "replay", "--port", "0"]
+    command = [sys.executable, "-P", "-m", "service", "replay", "--port", "0"]
     env = {name: text for name, text in os.environ.items() if name != "POLYGON_API_KEY"}
-    with subprocess.Popen(  # noqa: S603 - our own command
-        command, stdout=subprocess.PIPE, text=True, env=env, cwd=Path(__file__).parents[1]
-    ) as child:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as child:  # noqa: S603 - our own
         try:
             line = child.stdout.readline().strip() if child.stdout else ""
             if " on http://" not in line:

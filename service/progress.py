@@ -7,8 +7,8 @@ from typing import Self, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from service.backfill import Plan, Summary, Watcher
 from service.coverage import Piece
+from service.plan import Plan, Summary, Watcher
 from service.store import Stored
 
 
@@ -44,6 +44,7 @@ class Lines:
         self._out = out
         self._left: Counter[str] = Counter()
         self._stored: dict[str, Stored] = {}
+        self._told: dict[str, str] = {}
         self._total = 0
 
     def __enter__(self) -> Self:
@@ -70,9 +71,11 @@ class Lines:
             self._say(f"{piece.symbol}: {bars.new:,} new, {bars.changed:,} changed bars {self._place()}")
 
     def failed(self, piece: Piece, reason: str) -> None:
-        """Tell a failure at once."""
+        """Tell a failure at once; the same one of the same symbol only the first time."""
         self._finished(piece)
-        self._say(f"{piece.symbol} {piece.range}: {reason}")
+        if self._told.get(piece.symbol) != reason:
+            self._told[piece.symbol] = reason
+            self._say(f"{piece.symbol} {piece.range}: {reason}")
 
     def refreshing(self) -> None:
         """Say what is still going on."""

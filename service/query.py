@@ -150,11 +150,10 @@ async def _read(
     conn: AsyncConnection[Any], ledger: Ledger, look: _Look, start: datetime | None, stop: datetime
 ) -> list[tuple[Any, ...]]:
     """Rows from one end of the range on, in windows that double: a LIMIT alone would read the whole history."""
-    first, last = ledger.wanted.start, ledger.wanted.end
-    if first is None or last is None:
+    if ledger.first_bar is None or ledger.last_bar is None:
         return []
-    low = look.timeframe.floor(first)
-    low, high = low if start is None else max(low, start), min(stop, last)
+    low = look.timeframe.floor(ledger.first_bar)
+    low, high = low if start is None else max(low, start), min(stop, ledger.last_bar + coverage.MINUTE)
     span = READ_AHEAD * look.limit * look.timeframe.length
     rows: list[tuple[Any, ...]] = []
     while low < high and len(rows) < look.limit:

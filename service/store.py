@@ -49,15 +49,19 @@ async def store_piece(
     async with conn.transaction():
         await ledger.claim_source(conn, source)
         known = await ledger.locked(conn, piece.symbol)
-        stored, altered = await _write(conn, piece, bars, known)
+        last_bar = max(filter(None, [known.last_bar, from_ms(int(bars.ts[-1])) if len(bars) else None]), default=None)
+        settled = Ranges.of(piece.range.start, min(piece.range.end, settled_edge(now, last_bar, settle)))
+        stored, altered = await _write(conn, piece, bars, known, settled)
         await _reject(conn, piece.symbol, rejected)
         if altered is not None:
             await _announce(conn, engine, piece.symbol, altered)
-        await _cover(conn, piece, known, bars, rejected, now=now, settle=settle, rows=stored.new + stored.changed)
+        await _cover(conn, known, bars, rejected, settled, rows=stored.new + stored.changed)
         return stored + Stored(rejected=len(rejected))
 
 
-async def _write(conn: AsyncConnection[Any], piece: Piece, bars: Bars, known: Ledger) -> tuple[Stored, Range | None]:
+async def _write(
+    conn: AsyncConnection[Any], piece: Piece, bars: Bars, known: Ledger, settled: Ranges
+) -> tuple[Stored, Range | None]:
     """Upsert; returns the counts and the range of bars that became new or other."""
     if not len(bars):
         return Stored(), None
@@ -65,7 +69,9 @@ async def _write(conn: AsyncConnection[Any], piece: Piece, bars: Bars, known: Le
     rows = binary_copy.encode(piece.symbol, bars)
     if await _untouched(conn, piece) and await _copy_new(conn, rows):
         return Stored(new=len(bars)), Range(from_ms(first), from_ms(last) + MINUTE)
-    return await _merge(conn, piece, rows, known)
+    stored, merged = await _merge(conn, piece, rows, known)
+    withdrawn = await _withdraw(conn, piece, bars, settled - known.covered)
+    return stored, _hull(merged, withdrawn)
 
 
 async def _untouched(conn: AsyncConnection[Any], piece: Piece) -> bool:
@@ -102,6 +108,32 @@ async def _merge(conn: AsyncConnection[Any], piece: Piece, rows: bytes, known: L
     return Stored(new=total - changed, changed=changed, unchanged=unchanged), Range(first, last + MINUTE)
 
 
+async def _withdraw(conn: AsyncConnection[Any], piece: Piece, bars: Bars, settling: Ranges) -> Range | None:
+    """Remove what an earlier answer had and this one, with which its minutes settle, has not; returns its range.
+
+    Only between the first and the last bar of the answer: a cut answer takes nothing away.
+    """
+    within = settling & Ranges.of(from_ms(int(bars.ts[0])), from_ms(int(bars.ts[-1])))
+    cursor = await conn.execute(
+        _WITHDRAW,
+        {
+            "symbol": piece.symbol,
+            "start": piece.range.start,
+            "end": piece.range.end,
+            "within": as_multirange(within),
+            "kept": [from_ms(int(ts)) for ts in bars.ts],
+        },
+    )
+    first, last = await _one(cursor)
+    return None if first is None else Range(first, last + MINUTE)
+
+
+def _hull(one: Range | None, other: Range | None) -> Range | None:
+    if one is None or other is None:
+        return one or other
+    return Range(min(one.start, other.start), max(one.end, other.end))
+
+
 async def _reject(conn: AsyncConnection[Any], symbol: str, rejected: Sequence[RejectedBar]) -> None:
     for bar in rejected:
         await conn.execute(
@@ -125,30 +157,25 @@ async def _announce(conn: AsyncConnection[Any], engine: Engine, symbol: str, alt
 
 async def _cover(
     conn: AsyncConnection[Any],
-    piece: Piece,
     known: Ledger,
     bars: Bars,
     rejected: Sequence[RejectedBar],
+    settled: Ranges,
     *,
-    now: datetime,
-    settle: timedelta,
     rows: int,
 ) -> None:
     received = [from_ms(int(bars.ts[place])) for place in (0, -1)] if len(bars) else []
-    first_bar = min(filter(None, [known.first_bar, *received]), default=None)
-    last_bar = max(filter(None, [known.last_bar, *received]), default=None)
-    settled = Ranges.of(piece.range.start, min(piece.range.end, settled_edge(now, last_bar, settle)))
     refused = Ranges((from_ms(bar.ts), from_ms(bar.ts) + MINUTE) for bar in rejected) & settled
     await conn.execute(
         "UPDATE market_data.sync_state SET covered = %(covered)s, unavailable = %(unavailable)s,"
         " first_bar = %(first_bar)s, last_bar = %(last_bar)s, status = 'ok', error_message = NULL,"
         " next_attempt_at = NULL, last_sync_at = now(), last_sync_rows = %(rows)s WHERE symbol = %(symbol)s",
         {
-            "symbol": piece.symbol,
+            "symbol": known.symbol,
             "covered": as_multirange((known.covered | settled) - refused),
             "unavailable": as_multirange((known.unavailable - settled) | refused),
-            "first_bar": first_bar,
-            "last_bar": last_bar,
+            "first_bar": min(filter(None, [known.first_bar, *received]), default=None),
+            "last_bar": max(filter(None, [known.last_bar, *received]), default=None),
             "rows": rows,
         },
     )
@@ -175,6 +202,18 @@ _KEEP_REVISIONS = """
     SELECT b.symbol, b.ts, b.open, b.high, b.low, b.close, b.volume, b.vwap, b.trades
     FROM market_data.candles_1m AS b JOIN staged_bars AS s ON s.ts = b.ts
     WHERE b.symbol = %(symbol)s AND b.ts >= %(start)s AND b.ts < %(end)s AND %(covered)s::tstzmultirange @> b.ts
+"""
+_WITHDRAW = """
+    WITH gone AS (
+        DELETE FROM market_data.candles_1m
+        WHERE symbol = %(symbol)s AND ts >= %(start)s AND ts < %(end)s
+            AND %(within)s::tstzmultirange @> ts AND NOT ts = ANY(%(kept)s)
+        RETURNING symbol, ts, open, high, low, close, volume, vwap, trades
+    ), kept AS (
+        INSERT INTO market_data.bar_revisions (symbol, ts, open, high, low, close, volume, vwap, trades)
+        SELECT symbol, ts, open, high, low, close, volume, vwap, trades FROM gone
+    )
+    SELECT min(ts), max(ts) FROM gone
 """
 _COUNT_STAGED = """
     SELECT count(*), count(b.ts), min(s.ts), max(s.ts)

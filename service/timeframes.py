@@ -6,6 +6,11 @@ from enum import Enum
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
+def utc_now() -> datetime:
+    """The wall clock, aware UTC."""
+    return datetime.now(UTC)
+
+
 class Timeframe(Enum):
     """A candle's length. Buckets start at multiples of it from 1970-01-01 00:00 UTC.
 

@@ -27,17 +27,18 @@ import psycopg
 from psycopg import sql
 
 from service import query
-from service.backfill import Plan, backfill, utc_now
+from service.backfill import backfill
 from service.bars import Bars
 from service.coverage import Piece
 from service.db import binary_copy, embedded
 from service.db.migrate import migrate
 from service.db.preflight import checked
 from service.demo import replay_process
+from service.plan import Plan
 from service.ranges import Range
 from service.settings import Settings, load
 from service.store import Stored
-from service.timeframes import Timeframe
+from service.timeframes import Timeframe, utc_now
 
 SYMBOLS = ["EURUSD", "GBPUSD", "USDJPY", "XAUUSD", "SPX500", "BTCUSD", "ETHUSD", "SOLUSD", "XRPUSD", "ADAUSD"]
 COINS = ["BTCUSD", "ETHUSD", "SOLUSD", "XRPUSD", "ADAUSD", "DOGEUSD", "LTCUSD", "BCHUSD", "LINKUSD", "DOTUSD"]

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 
 from litestar import Litestar
 from litestar.datastructures import MutableScopeHeaders, State
@@ -17,13 +17,9 @@ from service.api.problems import handle
 from service.api.serving import Serving
 from service.db.connect import Database
 from service.settings import Settings
+from service.timeframes import utc_now
 
 SOURCE_HEADER = "X-Data-Source"
-
-
-def utc_now() -> datetime:
-    """The wall clock, aware UTC."""
-    return datetime.now(UTC)
 
 
 def create_app(db: Database, settings: Settings, clock: Callable[[], datetime] = utc_now) -> Litestar:

@@ -1,5 +1,6 @@
 """GET /api/candles/{symbol}: candles, and whether they are all that there is."""
 
+import re
 from datetime import timedelta
 from typing import Annotated, Any, Literal
 from urllib.parse import urlencode
@@ -14,6 +15,7 @@ from service.api import parameters
 from service.api.problems import BadQuery, Problem
 from service.api.serving import Serving
 from service.bars import to_ms
+from service.errors import UnknownSymbol
 from service.query import Candle
 
 DEFAULT_LIMIT = 500
@@ -85,6 +87,8 @@ async def get_candles(  # noqa: PLR0917 - Litestar calls it by name
     order: Annotated[str | None, Parameter(description="asc (oldest first; so without it) or desc")] = None,
 ) -> CandlesAnswer:
     """Candles whose start lies in `[from, to)`; what is missing of that range is listed with its reason."""
+    if not re.fullmatch("[!-~]{1,32}", symbol):
+        raise UnknownSymbol(symbol[:32])
     parameters.check(request.query_params.dict(), _NAMES)
     serving: Serving = request.app.state.serving
     chosen = parameters.timeframe(timeframe)

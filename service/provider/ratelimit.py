@@ -5,15 +5,12 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import datetime
+
+from service.timeframes import utc_now
 
 SHORTEST_SLEEP = 0.001
 """Seconds; a shorter one might not move a clock of microseconds at all."""
-
-
-def utc_now() -> datetime:
-    """The wall clock, aware UTC."""
-    return datetime.now(UTC)
 
 
 class SlidingWindow:

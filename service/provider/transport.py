@@ -15,7 +15,8 @@ import httpx
 import msgspec
 
 from service.errors import BadPayload, BadRequest, NotAuthorized, NotEntitled, SettingsError, Unavailable
-from service.provider.ratelimit import SlidingWindow, utc_now
+from service.provider.ratelimit import SlidingWindow
+from service.timeframes import utc_now
 
 log = logging.getLogger(__name__)
 
@@ -158,10 +159,17 @@ class Transport:
             body = None
         told = body if isinstance(body, dict) else {}
         text = next((told[key] for key in ("error", "message") if isinstance(told.get(key), str) and told[key]), "")
-        text = text or re.sub(r"(?s)<(style|script)\b.*?</\1>|<[^>]*>", " ", response.text)
-        text = " ".join(self.scrub(text).split()) or response.reason_phrase or "an empty body"
+        text = text or re.sub(
+            r"(?s)<(style|script)\b.*?</\1>|<[^>]*>", " ", response.content.decode("utf-8", "replace")
+        )
+        text = _printable(self.scrub(text)) or response.reason_phrase or "an empty body"
         request_id = told.get("request_id")
-        return text[:EXCERPT], self.scrub(request_id) if isinstance(request_id, str) else None
+        return text[:EXCERPT], _printable(self.scrub(request_id))[:EXCERPT] if isinstance(request_id, str) else None
+
+
+def _printable(text: str) -> str:
+    """The text in one line, without what a terminal or a database would stumble over."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
 class _Bearer(httpx.Auth):
@@ -187,6 +195,6 @@ def _retry_after(response: httpx.Response, now: datetime) -> float | None:
         return float(text)
     try:
         at = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return (at.replace(tzinfo=at.tzinfo or UTC) - now).total_seconds()

@@ -43,6 +43,8 @@ class _WireReply(msgspec.Struct, frozen=True, kw_only=True):
     message: str | None = None
 
 
+LARGEST_PRICE = 1e12
+LARGEST_COUNT = 1e15
 _DECODER = msgspec.json.Decoder(_WireReply)
 
 
@@ -215,7 +217,17 @@ def _broken_rules(bars: Bars, wire: Sequence[_WireBar]) -> list[tuple[str, NDArr
         ("volume is negative or not finite", (bars.volume < 0) | np.isinf(bars.volume)),
         ("vwap is not finite", np.isinf(bars.vwap)),
         ("number of trades is negative", np.array([bar.n is not None and bar.n < 0 for bar in wire], np.bool_)),
+        ("a number is beyond all measure", _beyond_measure(bars, prices)),
     ]
+
+
+def _beyond_measure(bars: Bars, prices: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Numbers with which the sums of an aggregate would overflow: one such bar would hold back all others."""
+    return (
+        (np.abs(np.vstack([prices, bars.vwap])) > LARGEST_PRICE).any(axis=0)
+        | (bars.volume > LARGEST_COUNT)
+        | (bars.trades > LARGEST_COUNT)
+    )
 
 
 def _once(bars: Iterable[RejectedBar]) -> tuple[RejectedBar, ...]:

@@ -15,11 +15,12 @@ import psycopg
 from numpy.typing import NDArray
 from psycopg import sql
 
-from service.backfill import Plan, Summary, backfill
+from service.backfill import backfill
 from service.bars import Bars
 from service.coverage import Piece
 from service.db.connect import as_ranges
 from service.db.preflight import checked
+from service.plan import Plan, Summary
 from service.ranges import Range, Ranges
 from service.replay import ReplayServer
 from service.settings import SETTINGS, Settings

@@ -11,10 +11,10 @@ import psycopg
 import pytest
 from psycopg_pool import AsyncConnectionPool
 
-from service.backfill import Summary
 from service.db.connect import FETCHER_LOCK
 from service.errors import SettingsError, SourceMismatch, UsageError
 from service.instruments import SEED
+from service.plan import Summary
 from service.provider.client import open_client
 from service.provider.transport import Retry
 from service.ranges import Range, Ranges
@@ -129,7 +129,7 @@ async def test_the_newest_slice_comes_first_for_all_symbols(
     chosen: Settings, replay: ReplayServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Slices lie on one grid of 28 days; an older one begins when every symbol has the newer one."""
-    monkeypatch.setattr("service.backfill.FETCHERS", 1)
+    monkeypatch.setattr("service.pipeline.FETCHERS", 1)
     symbols = ["SPX500", "NAS100", "DJI30"]
     await run(chosen, symbols, span("2024-04-01", "2024-06-10"))
     tickers = ["I:SPX", "I:NDX", "I:DJI"]
@@ -179,7 +179,7 @@ async def test_what_the_plan_does_not_cover_fails_alone(
     chosen: Settings, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Indices refused with 403 fail with the provider's words after one call each; all others are stored."""
-    monkeypatch.setattr("service.backfill.FETCHERS", 1)
+    monkeypatch.setattr("service.pipeline.FETCHERS", 1)
     symbols, month = ["SPX500", "EURUSD", "NAS100", "BTCUSD"], span("2024-05-20", "2024-06-11")
     with running(ReplayConfig(now=NOW, denied=("I:",))) as replay:
         done = await run(_elsewhere(chosen, replay), symbols, month)

@@ -272,7 +272,7 @@ def test_on_a_terminal_each_symbol_has_a_bar(env: dict[str, str]) -> None:
         assert process.stderr is not None
         assert process.stderr.read() == ""
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown).replace("\r", "\n")
-    assert text.startswith("Backfill of 2 symbols, ")
+    assert text.startswith("Backfill of 2 symbols, [2024-06-03 00:00, 2024-06-10 00:00) UTC: 4 requests")
     for symbol in ("EURUSD", "BTCUSD"):
         assert re.search(rf"{symbol} +━{{20,}} 2/2 +[0-9,]+ bars 0:00:\d\d", text)
     assert re.search(r"Bars: 1\d,\d{3} new, .* s\.\s*$", text)

@@ -8,6 +8,7 @@ from pathlib import Path
 from random import Random
 
 import psutil
+import psycopg
 import pytest
 
 from service.db import embedded
@@ -97,6 +98,26 @@ def test_killed_at_any_moment_it_goes_on_and_ends_the_same(
     _assert_as_if_undisturbed(database, replay, start)
 
 
+def test_a_database_that_breaks_off_ends_it_and_the_next_run_goes_on(
+    database: str, env: dict[str, str], engine: str, replay: ReplayServer
+) -> None:
+    """Exit code 1 and the reason without a traceback; nothing half-stored is left."""
+    env |= {"DATABASE_URL": database, "ENGINE": engine}
+    start = END - timedelta(days=56)
+    with started(*_words(start), env=env) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(0.3)
+        with psycopg.connect(database) as conn:
+            conn.execute(_BREAK_OFF)
+        _, err = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert err.splitlines()[-1].startswith("candlewick: the database failed: ")
+    assert "Traceback" not in err
+    assert command(*_words(start), env=env).returncode == 0
+    _assert_as_if_undisturbed(database, replay, start)
+
+
 @pytest.mark.slow
 def test_killed_with_its_embedded_database_it_goes_on(
     short_tmp: Path, env: dict[str, str], replay: ReplayServer
@@ -119,3 +140,9 @@ def test_killed_with_its_embedded_database_it_goes_on(
     assert not (short_tmp / "data/cluster/postmaster.pid").exists()
     with embedded.start(short_tmp / "data") as held:
         _assert_as_if_undisturbed(held.url, replay, start)
+
+
+_BREAK_OFF = """
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid()
+"""

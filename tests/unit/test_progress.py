@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from rich.console import Console
 
-from service.backfill import Plan, Summary
 from service.coverage import Ledger, Piece, Slice
+from service.plan import Plan, Summary
 from service.progress import Bars, Lines, announce, summarize, watcher
 from service.ranges import Range, Ranges
 from service.store import Stored

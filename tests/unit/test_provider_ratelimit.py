@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.provider.ratelimit import SlidingWindow, utc_now
+from service.provider.ratelimit import SlidingWindow
+from service.timeframes import utc_now
 
 WINDOW = 60.0
 EPOCH = datetime(2025, 2, 25, 9, 0, tzinfo=UTC)

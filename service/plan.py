@@ -1,0 +1,74 @@
+"""What a backfill is going to do and what it did, for those who watch it."""
+
+from typing import Protocol
+
+import msgspec
+
+from service import coverage
+from service.coverage import Ledger, Piece, Slice
+from service.ranges import Range
+from service.store import Stored
+
+OPEN_SHARE = {"forex": 5 / 7, "commodity": 5 / 7, "index": 0.19, "crypto": 1.0, "stock": 0.48}
+"""Share of all minutes in which a market of this type has bars; for the estimate only."""
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What a backfill is going to do."""
+
+    asked: Range
+    ledgers: tuple[Ledger, ...]
+    slices: tuple[Slice, ...]
+    rate_limit: int | None
+    """Calls a minute; None: unlimited."""
+
+    @property
+    def requests(self) -> int:
+        """Calls without repetitions: one a piece."""
+        return sum(len(one.pieces) for one in self.slices)
+
+    @property
+    def bars(self) -> int:
+        """Roughly how many bars will come."""
+        share = {one.symbol: OPEN_SHARE[one.asset_type] for one in self.ledgers}
+        return round(
+            sum(
+                piece.range.length / coverage.MINUTE * share[piece.symbol]
+                for one in self.slices
+                for piece in one.pieces
+            )
+        )
+
+    @property
+    def minutes(self) -> int:
+        """How long the rate limit alone makes it take; the first calls of a window go at once."""
+        return 0 if self.rate_limit is None or not self.requests else (self.requests - 1) // self.rate_limit
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """What a backfill did."""
+
+    stored: Stored
+    requests: int
+    seconds: float
+    failures: dict[str, str]
+    """Symbol to the reason of its first failed piece."""
+
+
+class Watcher(Protocol):
+    """Is told how a backfill goes on."""
+
+    def planned(self, plan: Plan) -> None:
+        """The work is known and about to begin."""
+
+    def waiting(self) -> None:
+        """Another process calls the provider for this database; we wait for it."""
+
+    def stored(self, piece: Piece, stored: Stored) -> None:
+        """A piece is stored."""
+
+    def failed(self, piece: Piece, reason: str) -> None:
+        """A piece could not be fetched."""
+
+    def refreshing(self) -> None:
+        """All is stored; the last aggregates are being refreshed."""
