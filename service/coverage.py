@@ -11,8 +11,6 @@ from service.timeframes import EPOCH, Timeframe
 
 GRID = timedelta(days=28)
 """Slices start at multiples of this from 1970-01-01: 40,320 minutes, one page of the provider."""
-LONGEST_CLOSURE = timedelta(days=7)
-"""No market stays closed longer: a longer emptiness before a symbol's first bar is where the plan's history begins."""
 EMPTY_TAIL_SETTLES = timedelta(hours=36)
 """How long the minutes after a symbol's last bar may still fill: a free plan delivers at the end of the day."""
 MINUTE = timedelta(minutes=1)
@@ -122,15 +120,12 @@ def missing(
 
     floors: below a timeframe's own floor its candles are gone; below that of 1m nothing can be fetched any more.
     unrefreshed: stored bars which the aggregates do not show yet; they are `pending`, below the floor of 1m for ever.
-    What was answered as empty long before the first bar is `unavailable`: a plan's history begins somewhere, and what
-    lies before it is clipped without a word.
     """
     judged = Ranges.of(asked.start, min(asked.end, settled))
     unfetchable = _below(floors[Timeframe.M1])
-    unproven = ledger.covered & _below(ledger.first_bar and ledger.first_bar - LONGEST_CLOSURE)
     expired = _below(floors[timeframe]) & judged
-    absent = judged - expired - (ledger.covered - unproven)
-    unavailable = absent & (ledger.unavailable | unproven)
+    absent = judged - expired - ledger.covered
+    unavailable = absent & ledger.unavailable
     rest = absent - unavailable - unfetchable
     stale = Ranges() if timeframe is Timeframe.M1 else (unrefreshed & judged) - expired - unavailable
     reasons = {

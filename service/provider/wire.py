@@ -223,10 +223,10 @@ def _broken_rules(bars: Bars, wire: Sequence[_WireBar]) -> list[tuple[str, NDArr
 
 def _beyond_measure(bars: Bars, prices: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Numbers with which the sums of an aggregate would overflow: one such bar would hold back all others."""
+    sizes = np.abs(np.vstack([prices, bars.vwap]))
+    large = (sizes > LARGEST_PRICE) & np.isfinite(sizes)
     return (
-        (np.abs(np.vstack([prices, bars.vwap])) > LARGEST_PRICE).any(axis=0)
-        | (bars.volume > LARGEST_COUNT)
-        | (bars.trades > LARGEST_COUNT)
+        large.any(axis=0) | ((bars.volume > LARGEST_COUNT) & np.isfinite(bars.volume)) | (bars.trades > LARGEST_COUNT)
     )
 
 

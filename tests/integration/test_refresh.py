@@ -38,8 +38,9 @@ async def db(database: str, engine: str) -> AsyncIterator[Database]:
 
 @pytest.fixture
 async def conn(db: Database) -> AsyncIterator[AsyncConnection[Any]]:
+    """With EURUSD as the only active symbol: no other one holds the watermark back."""
     async with db.connection() as one:
-        await only_active(one, *SYMBOLS)
+        await only_active(one, "EURUSD")
         yield one
 
 
@@ -72,6 +73,7 @@ async def test_history_stored_from_the_newest_slice_backwards_is_aggregated_whol
     db: Database, conn: AsyncConnection[Any], *, often: bool
 ) -> None:
     """Each older slice lies below the watermark that the newer one has set, and before the first bar so far."""
+    await only_active(conn, *SYMBOLS)
     now = NOON + 7 * MINUTE
     for back in range(4):
         end = coverage.minute_floor(now) - back * 10 * DAY
@@ -91,6 +93,7 @@ async def test_a_symbol_that_comes_after_the_others_is_aggregated_whole(
     db: Database, conn: AsyncConnection[Any]
 ) -> None:
     """The watermark is not its own: the others have moved it."""
+    await only_active(conn, *SYMBOLS)
     now = NOON
     for symbol in ("EURUSD", "BTCUSD"):
         await put(conn, db.engine, symbol, NOON - DAY, NOON, now=now)
@@ -120,6 +123,7 @@ async def test_a_bar_stored_above_the_watermark_is_served_before_any_refresh(
     db: Database, conn: AsyncConnection[Any]
 ) -> None:
     """At 12:07 nothing that lies ahead is materialised: the next bars show at every level at once."""
+    await only_active(conn, *SYMBOLS)
     now = NOON + 7 * MINUTE
     for symbol in SYMBOLS:
         await put(conn, db.engine, symbol, NOON - DAY, now, now=now)
@@ -134,6 +138,7 @@ async def test_what_a_symbol_behind_the_others_brings_is_served_before_any_refre
     db: Database, conn: AsyncConnection[Any]
 ) -> None:
     """Nothing is materialised beyond the edge of the slowest active symbol, as long as that is at most a day behind."""
+    await only_active(conn, *SYMBOLS)
     now = NOON + 7 * MINUTE
     behind = now - 9 * HOUR
     await put(conn, db.engine, "BTCUSD", NOON - 2 * DAY, behind, now=now)
@@ -150,6 +155,7 @@ async def test_a_symbol_more_than_a_day_behind_no_longer_holds_the_others_back(
     db: Database, conn: AsyncConnection[Any]
 ) -> None:
     """What it brings later is noted, and refreshed."""
+    await only_active(conn, *SYMBOLS)
     now = NOON
     await put(conn, db.engine, "EURUSD", NOON - 5 * DAY, NOON, now=now)
     await put(conn, db.engine, "BTCUSD", NOON - 5 * DAY, NOON - 4 * DAY, now=now)
@@ -165,6 +171,7 @@ async def test_a_symbol_more_than_a_day_behind_no_longer_holds_the_others_back(
 
 @only_timescaledb
 async def test_the_watermark_never_covers_the_open_bucket(db: Database, conn: AsyncConnection[Any]) -> None:
+    await only_active(conn, *SYMBOLS)
     now = NOON + 7 * MINUTE + timedelta(seconds=30)
     for symbol in SYMBOLS:
         await put(conn, db.engine, symbol, NOON - DAY, NOON + 7 * MINUTE, now=now)
