@@ -1,6 +1,9 @@
 """What the tests of store, refresh, query and API share: invented bars, and every aggregate against its own bars."""
 
-from collections.abc import Iterable
+import asyncio
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -9,7 +12,10 @@ from psycopg import AsyncConnection, sql
 
 from service.bars import Bars, RejectedBar, to_ms
 from service.coverage import MINUTE, Piece
+from service.db.connect import Database
 from service.db.engines import Engine
+from service.db.migrate import migrate
+from service.db.preflight import checked
 from service.ledger import want
 from service.ranges import Range
 from service.store import Stored, store_piece
@@ -72,6 +78,54 @@ async def put(
         now=now,
         settle=SETTLE,
     )
+
+
+NOW = at("2024-03-05 12:07:30")
+"""The clock of everything that `fill` stores."""
+LONG_AGO = Range(at("2022-03-01 00:00"), at("2022-03-03 00:00"))
+LATELY = Range(at("2024-03-01 00:00"), at("2024-03-05 12:07"))
+SETTLED = at("2024-03-05 11:52")
+REJECTED = at("2024-03-04 03:30")
+CORRECTED = Range(at("2024-03-03 22:00"), at("2024-03-03 22:30"))
+
+
+async def fill(db: Database) -> None:
+    """One symbol for each thing that an answer can say of itself, as of `NOW`.
+
+    EURUSD: every minute of two days in 2022 and of the last days, nothing asked for in between.
+    SPX500: no volume; one session, settled up to its last bar. GBPUSD: asked for and not fetched before 03-03.
+    USDJPY: one minute rejected. XAUUSD: corrected, and the correction is not refreshed yet. BTCUSD: asked for, no bar.
+    """
+    async with db, db.connection() as conn:
+        await only_active(conn, "EURUSD")
+        for start, end in (LATELY, LONG_AGO):
+            await put(conn, db.engine, "EURUSD", start, end, now=NOW)
+        session = minutes(at("2024-03-04 14:30"), at("2024-03-04 21:00"))
+        index = invent(session, volume=False)
+        await put(conn, db.engine, "SPX500", at("2024-03-04 00:00"), LATELY.end, now=NOW, bars=index)
+        await put(conn, db.engine, "GBPUSD", at("2024-03-03 00:00"), LATELY.end, now=NOW)
+        await want(conn, ["GBPUSD"], LATELY)
+        bar = RejectedBar(ts=to_ms(REJECTED), raw="{}", reason="no close")
+        kept = invent(minute for minute in minutes(at("2024-03-04 00:00"), LATELY.end) if minute != REJECTED)
+        await put(conn, db.engine, "USDJPY", at("2024-03-04 00:00"), LATELY.end, now=NOW, bars=kept, rejected=[bar])
+        await put(conn, db.engine, "XAUUSD", at("2024-03-03 00:00"), LATELY.end, now=NOW)
+        await want(conn, ["BTCUSD"], LATELY)
+        await db.engine.refresh(conn, {}, NOW)
+        await put(conn, db.engine, "XAUUSD", *CORRECTED, now=NOW, bars=invent(minutes(*CORRECTED), 9))
+
+
+@contextmanager
+def filled(server: Any) -> Iterator[Database]:  # noqa: ANN401 - the class is the conftest's own
+    """A database of its own on this server, filled; for many tests that only read."""
+    name = sql.Identifier(f"candlewick_{os.getpid()}_filled")
+    server.admin.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(name))
+    try:
+        url = server.url(f"candlewick_{os.getpid()}_filled")
+        migrate(url, server.engine)
+        asyncio.run(fill(checked(url, server.engine)))
+        yield checked(url, server.engine)
+    finally:
+        server.admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
 
 
 async def only_active(conn: AsyncConnection[Any], *symbols: str) -> None:

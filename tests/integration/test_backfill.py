@@ -4,7 +4,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any
+from typing import Any, LiteralString
 
 import msgspec
 import psycopg
@@ -12,7 +12,7 @@ import pytest
 from psycopg_pool import AsyncConnectionPool
 
 from service.db.connect import FETCHER_LOCK
-from service.errors import SettingsError, SourceMismatch, UsageError
+from service.errors import DatabaseError, SettingsError, SourceMismatch, UsageError
 from service.instruments import SEED
 from service.plan import Summary
 from service.provider.client import open_client
@@ -21,6 +21,7 @@ from service.ranges import Range, Ranges
 from service.replay import ReplayConfig, ReplayServer, running
 from service.setting_values import Secret
 from service.settings import Settings
+from service.timeframes import Timeframe
 from tests.integration.backfilling import (
     KEY,
     NOW,
@@ -110,19 +111,21 @@ async def test_only_the_holes_are_asked_for(chosen: Settings, replay: ReplayServ
 async def test_the_rolling_edge_is_asked_for_again_until_it_settles(
     chosen: Settings, replay: ReplayServer, url: str
 ) -> None:
-    """The last fifteen minutes are stored but not covered; later they are asked for once more, and no longer."""
+    """The last fifteen minutes are stored but not covered; later they are asked for once more: the last word counts."""
     today = Range(at("2024-06-13"), NOW)
     await run(chosen, ["BTCUSD"], today)
     edge = NOW - timedelta(minutes=15)
     assert ledger(url, "BTCUSD")["covered"] == Ranges.of(today.start, edge)
     replay.amend("BTCUSD", edge, close=1.0, low=1.0)
+    replay.remove("BTCUSD", edge + timedelta(minutes=1))
     replay.requests.clear()
     later = await run(chosen, ["BTCUSD"], today, clock=lambda: NOW + timedelta(minutes=20))
     assert asked_ranges(replay) == [("X:BTCUSD", Range(edge, NOW))]
     assert (later.stored.new, later.stored.changed) == (0, 1)
     assert ledger(url, "BTCUSD")["covered"] == Ranges([today])
     assert_same(picture(url), expected(replay, ["BTCUSD"], today))
-    assert value(url, "SELECT count(*) FROM market_data.bar_revisions") == 0, "it was not settled"
+    revised = value(url, "SELECT array_agg(ts) FROM market_data.bar_revisions")
+    assert revised == [edge + timedelta(minutes=1)], "the withdrawn bar; the other was not settled"
 
 
 async def test_the_newest_slice_comes_first_for_all_symbols(
@@ -266,6 +269,51 @@ async def test_it_waits_while_another_process_calls_the_provider(
     assert done.requests == 1
 
 
+async def test_a_run_that_lost_its_right_to_call_ends(
+    chosen: Settings, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the connection the lock is gone, and another process may be calling: the run does not go on beside it."""
+    monkeypatch.setattr("service.backfill.LOCK_CHECK_SECONDS", 0.1)
+    with running(ReplayConfig(now=NOW, latency=300)) as replay:
+        work = run(_elsewhere(chosen, replay), ["BTCUSD", "EURUSD"], span("2023-06-01", "2024-06-11"))
+        task = asyncio.create_task(work)
+        await asyncio.sleep(0.6)
+        with psycopg.connect(url) as conn:
+            assert conn.execute(_BREAK_LOCK, [FETCHER_LOCK]).fetchall() == [(True,)]
+        with pytest.raises(DatabaseError, match="right to call the provider was lost: run the same command again"):
+            await asyncio.wait_for(task, 5)
+
+
+async def test_what_sinks_below_the_floor_meanwhile_is_left_out(
+    chosen: Settings, engine: str, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a run over midnights the floor rises: on TimescaleDB nothing below it is asked for, and the run still ends."""
+    monkeypatch.setattr("service.pipeline.FETCHERS", 1)
+    short = msgspec.structs.replace(chosen, retention={**chosen.retention, Timeframe.M1: timedelta(days=30)})
+    asked, jump = span("2024-05-15", "2024-06-11"), timedelta(days=7)
+    with running(ReplayConfig(now=NOW + jump)) as replay:
+        elsewhere = _elsewhere(short, replay)
+        done = await run(elsewhere, ["BTCUSD"], asked, clock=lambda: NOW + jump if replay.requests else NOW)
+        assert (done.failures, done.requests) == ({}, 2)
+        low = asked.start + jump if engine == "timescaledb" else asked.start
+        grid = at("2024-06-06")
+        assert asked_ranges(replay) == [("X:BTCUSD", Range(grid, asked.end)), ("X:BTCUSD", Range(low, grid))]
+        assert ledger(url, "BTCUSD")["covered"] == Ranges.of(low, asked.end)
+
+
+async def test_a_failure_stays_noted_when_another_piece_works(
+    chosen: Settings, replay: ReplayServer, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A symbol is in order when all of it is: what an older slice brings does not hide the newer one's failure."""
+    monkeypatch.setattr("service.pipeline.FETCHERS", 1)
+    replay.faults[:] = ["broken_json"] * 3
+    done = await run(chosen, ["BTCUSD"], span("2024-05-20", "2024-06-11"))
+    assert "not JSON" in done.failures["BTCUSD"]
+    assert ledger(url, "BTCUSD")["covered"] == Ranges([span("2024-05-20", "2024-06-06")])
+    query: LiteralString = "SELECT status || error_message FROM market_data.sync_state WHERE symbol = 'BTCUSD'"
+    assert value(url, query) == f"failed{done.failures['BTCUSD']}"
+
+
 async def test_the_calls_of_the_last_minute_count_after_a_restart(
     chosen: Settings, replay: ReplayServer, url: str
 ) -> None:
@@ -288,9 +336,8 @@ async def test_the_calls_of_the_last_minute_count_after_a_restart(
     assert all(late - early >= timedelta(seconds=60) for early, late in zip(calls, calls[5:], strict=False))
 
 
-async def test_bars_of_two_sources_never_meet(chosen: Settings, replay: ReplayServer, url: str, shared: object) -> None:
+async def test_bars_of_two_sources_never_meet(chosen: Settings, replay: ReplayServer, url: str) -> None:
     """A database with one source's bars refuses another's, and stays as it is."""
-    del shared
     with psycopg.connect(url) as conn:
         conn.execute("UPDATE market_data.installation SET source = 'polygon'")
     with pytest.raises(SourceMismatch, match=r"'polygon'.*'replay:synthetic'.*never mixed"):
@@ -305,9 +352,7 @@ async def test_what_lies_below_the_floor_is_refused(
     chosen: Settings, engine: str, replay: ReplayServer, url: str
 ) -> None:
     """TimescaleDB drops it anyway: the error names the setting. The plain engine keeps everything."""
-    short = msgspec.structs.replace(
-        chosen, retention={**chosen.retention, next(iter(chosen.retention)): timedelta(days=30)}
-    )
+    short = msgspec.structs.replace(chosen, retention={**chosen.retention, Timeframe.M1: timedelta(days=30)})
     month = span("2024-05-14", "2024-05-15")
     if engine == "plain":
         assert (await run(short, ["BTCUSD"], month)).failures == {}
@@ -368,3 +413,10 @@ async def _cancelled_after(seconds: float, work: Coroutine[Any, Any, Summary]) -
     task.cancel()
     await asyncio.wait([task], timeout=5)
     assert task.cancelled()
+
+
+_BREAK_LOCK = """
+    SELECT pg_terminate_backend(pid) FROM pg_locks
+    WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+        AND (classid::bigint << 32) + objid::bigint = %s
+"""

@@ -23,7 +23,7 @@ from tests.integration.backfilling import (
     value,
 )
 
-WORDS = ("backfill", *TEN, "--to", "2024-06-11")
+WORDS = ("backfill", *TEN, "--from", "2024-01-01", "--to", "2024-06-11")
 LIMIT = 2.0
 """Seconds; on a machine of its own it takes a third of one."""
 GOES_ON = "Stopped. What was stored stays; the same command goes on from there."
@@ -32,7 +32,7 @@ GOES_ON = "Stopped. What was stored stays; the same command goes on from there."
 @pytest.fixture
 def replay() -> Iterator[ReplayServer]:
     """A provider that takes its time."""
-    with running(ReplayConfig(latency=20)) as server:
+    with running(ReplayConfig(latency=100)) as server:
         yield server
 
 
@@ -68,7 +68,7 @@ def test_ctrl_c_ends_it_within_a_second_and_says_how_to_go_on(
     """In the middle of writing and refreshing, by Ctrl-C or by TERM: exit code 130, and only whole pieces are there."""
     env = environment(**provider, DATABASE_URL=database, ENGINE=engine)
     for seconds in (0.2, 1.0):
-        with started(*WORDS, "--from", "2024-01-01", env=env) as process:
+        with started(*WORDS, env=env) as process:
             assert _stopped_after(seconds, number, process) < LIMIT
     with psycopg.connect(database) as conn:
         rows = conn.execute(_COVERED, [list(TEN)]).fetchall()
@@ -82,18 +82,19 @@ def test_ctrl_c_stops_the_embedded_database_in_good_order(
     short_tmp: Path, provider: dict[str, str], replay: ReplayServer
 ) -> None:
     """Within the same second; the next start finds nothing to recover, and the same command ends what was begun."""
-    cluster = short_tmp / "data/cluster"
+    cluster, few = short_tmp / "data/cluster", ("EURUSD", "SPX500", "BTCUSD")
+    words = ("backfill", *few, "--from", "2024-05-01", "--to", "2024-06-11")
     env = environment(**provider, DATA_DIR=str(short_tmp / "data"))
     assert command("migrate", env=env).returncode == 0
-    for seconds in (0.4, 1.0):
-        with started(*WORDS, "--from", "2024-04-12", env=env) as process:
+    for seconds in (0.15, 0.35):
+        with started(*words, env=env) as process:
             assert _stopped_after(seconds, signal.SIGINT, process) < LIMIT
         assert not (cluster / "postmaster.pid").exists()
         assert "database system is shut down" in (cluster / "server.log").read_text().splitlines()[-1]
-    done = command(*WORDS, "--from", "2024-04-12", env=env)
+    done = command(*words, env=env)
     assert (done.returncode, done.stderr) == (0, "")
     with embedded.start(short_tmp / "data") as held:
-        assert_same(picture(held.url), expected(replay, TEN, span("2024-04-12", "2024-06-11")))
+        assert_same(picture(held.url), expected(replay, few, span("2024-05-01", "2024-06-11")))
         assert "was not properly shut down" not in (cluster / "server.log").read_text()
 
 

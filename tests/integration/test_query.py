@@ -1,0 +1,478 @@
+"""What a reader gets: candles of a range or the latest ones, page by page, and the truth about their completeness."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from psycopg import AsyncConnection, sql
+
+from service import query
+from service.bars import from_ms, to_ms
+from service.coverage import MINUTE, Retention
+from service.db.connect import Database
+from service.db.preflight import checked
+from service.errors import UnknownSymbol
+from service.query import Candles, Order
+from service.ranges import Range
+from service.timeframes import Timeframe
+from tests.integration.marketdata import (
+    CORRECTED,
+    LATELY,
+    LONG_AGO,
+    NOW,
+    REJECTED,
+    SETTLE,
+    SETTLED,
+    SOURCE,
+    at,
+    filled,
+    invent,
+    minutes,
+    only_active,
+    put,
+)
+
+DAY = timedelta(days=1)
+NOON = at("2024-03-05 12:00")
+
+
+@pytest.fixture(scope="module", params=["plain", pytest.param("timescaledb", marks=pytest.mark.timescaledb)])
+def readable(request: pytest.FixtureRequest) -> Iterator[Database]:
+    """The filled database, which no test here changes."""
+    with filled(request.getfixturevalue(f"{request.param}_server")) as db:
+        yield db
+
+
+@pytest.fixture
+async def conn(readable: Database) -> AsyncIterator[AsyncConnection[Any]]:
+    async with checked(readable.url, readable.engine.name) as db, db.connection() as one:
+        yield one
+
+
+async def ask(
+    conn: AsyncConnection[Any],
+    db: Database,
+    symbol: str,
+    timeframe: Timeframe = Timeframe.M1,
+    *,
+    start: datetime | None = None,
+    end: datetime | None = None,
+    limit: int = 500,
+    order: Order = "asc",
+    now: datetime = NOW,
+    retention: Retention | None = None,
+) -> Candles:
+    return await query.candles(
+        conn,
+        db.engine,
+        symbol,
+        timeframe,
+        start=start,
+        end=end,
+        limit=limit,
+        order=order,
+        now=now,
+        settle=SETTLE,
+        retention=retention or {},
+    )
+
+
+async def all_starts(conn: AsyncConnection[Any], symbol: str, timeframe: Timeframe) -> list[int]:
+    """The starts of all candles in the relation itself, in Unix ms."""
+    text = sql.SQL("SELECT ts FROM {} WHERE symbol = %s ORDER BY ts")
+    relation = sql.Identifier("market_data", timeframe.table)
+    cursor = await conn.execute(text.format(relation), (symbol,))
+    return [to_ms(ts) for (ts,) in await cursor.fetchall()]
+
+
+def starts(found: Candles) -> list[datetime]:
+    return [from_ms(candle.t) for candle in found.candles]
+
+
+def told(found: Candles) -> list[tuple[datetime, datetime, str]]:
+    return [(*gap.range, gap.reason) for gap in found.missing]
+
+
+def not_final(found: Candles) -> list[datetime]:
+    return [from_ms(candle.t) for candle in found.candles if candle.final is False]
+
+
+# Which candles
+
+
+async def test_a_range_holds_the_candles_that_start_in_it(readable: Database, conn: AsyncConnection[Any]) -> None:
+    """Half-open: the start is in, the end is out, whatever lies on no bucket's start."""
+    hours = await ask(conn, readable, "EURUSD", Timeframe.H1, start=at("2024-03-04 10:00"), end=at("2024-03-04 12:00"))
+    assert starts(hours) == [at("2024-03-04 10:00"), at("2024-03-04 11:00")]
+    between = await ask(
+        conn, readable, "EURUSD", Timeframe.H1, start=at("2024-03-04 10:01"), end=at("2024-03-04 12:01")
+    )
+    assert starts(between) == [at("2024-03-04 11:00"), at("2024-03-04 12:00")]
+
+
+async def test_a_candle_is_the_row_of_its_relation(readable: Database, conn: AsyncConnection[Any]) -> None:
+    for symbol in ("EURUSD", "SPX500"):
+        for timeframe in Timeframe:
+            found = await ask(conn, readable, symbol, timeframe, start=LATELY.start, limit=50_000)
+            text = sql.SQL("SELECT * FROM {} WHERE symbol = %s AND ts >= %s ORDER BY ts")
+            relation = sql.Identifier("market_data", timeframe.table)
+            cursor = await conn.execute(text.format(relation), (symbol, LATELY.start), binary=True)
+            assert [(c.o, c.h, c.l, c.c, c.v, c.vw, c.n) for c in found.candles] == [
+                row[2:] for row in await cursor.fetchall()
+            ]
+            assert all((c.v is None) == (c.n is None) == (symbol == "SPX500") for c in found.candles)
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+async def test_without_a_start_the_latest_candles_come(
+    readable: Database, conn: AsyncConnection[Any], order: Order
+) -> None:
+    found = await ask(conn, readable, "EURUSD", Timeframe.M5, limit=4, order=order)
+    expected = [NOON - 10 * MINUTE, NOON - 5 * MINUTE, NOON, NOON + 5 * MINUTE]
+    assert starts(found) == (expected if order == "asc" else expected[::-1])
+    before = await ask(conn, readable, "EURUSD", Timeframe.M5, end=NOON, limit=2, order=order)
+    assert sorted(starts(before)) == expected[:2]
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+@pytest.mark.parametrize("timeframe", [Timeframe.M1, Timeframe.H4, Timeframe.D1])
+async def test_the_latest_candles_are_found_across_years_without_any(
+    readable: Database, conn: AsyncConnection[Any], order: Order, timeframe: Timeframe
+) -> None:
+    everything = await all_starts(conn, "EURUSD", timeframe)
+    lately = sum(start >= to_ms(LATELY.start) for start in everything)
+    found = await ask(conn, readable, "EURUSD", timeframe, limit=lately + 1, order=order)
+    assert sorted(candle.t for candle in found.candles) == everything[-lately - 1 :]
+    assert found.asked == Range(LONG_AGO.end - timeframe.length, NOW)
+
+
+async def test_fewer_candles_than_asked_for_are_all_that_there_are(
+    readable: Database, conn: AsyncConnection[Any]
+) -> None:
+    found = await ask(conn, readable, "EURUSD", Timeframe.D1, limit=50_000)
+    assert [candle.t for candle in found.candles] == await all_starts(conn, "EURUSD", Timeframe.D1)
+    assert found.more is None
+
+
+async def test_a_range_before_and_one_after_all_bars_is_empty(readable: Database, conn: AsyncConnection[Any]) -> None:
+    for start, end in ((at("1970-01-01"), LONG_AGO.start), (NOW, NOW + DAY), (LONG_AGO.end, LATELY.start)):
+        found = await ask(conn, readable, "EURUSD", start=start, end=end)
+        assert found.candles == ()
+        assert found.more is None
+
+
+async def test_an_unknown_symbol_is_told_with_the_nearest(readable: Database, conn: AsyncConnection[Any]) -> None:
+    with pytest.raises(UnknownSymbol) as caught:
+        await ask(conn, readable, "EURUSB")
+    assert caught.value.nearest[0] == "EURUSD"
+
+
+# Page by page
+
+instants = st.one_of(
+    st.integers(0, 5 * 1440).map(lambda minute: LATELY.start + minute * MINUTE),
+    st.integers(-10, 4 * 1440).map(lambda minute: LONG_AGO.start + minute * MINUTE),
+    st.just(LONG_AGO.end + 300 * DAY),
+)
+
+
+@settings(max_examples=25)
+@given(
+    st.tuples(instants, instants),
+    st.sampled_from([1, 2, 7, 100, 1000, 50_000]),
+    st.sampled_from([Timeframe.M5, Timeframe.H1, Timeframe.D1]),
+    st.sampled_from(["asc", "desc"]),
+    st.booleans(),
+)
+def test_the_pages_of_a_range_hold_every_candle_exactly_once(  # noqa: PLR0917 - hypothesis passes them by place
+    readable: Database,
+    pair: tuple[datetime, datetime],
+    limit: int,
+    timeframe: Timeframe,
+    order: Order,
+    bounded: bool,  # noqa: FBT001
+) -> None:
+    """In either order, with any limit, over gaps of years; none of more than the limit, only the last one of less."""
+    start, end = min(pair), max(pair) + MINUTE
+    first = start if bounded or order == "asc" else None
+
+    async def pages() -> tuple[list[int], list[int]]:
+        async with checked(readable.url, readable.engine.name) as db, db.connection() as conn:
+            found: list[int] = []
+            sizes = []
+            begin, stop = first, end
+            while len(sizes) < 40:
+                page = await ask(conn, readable, "EURUSD", timeframe, start=begin, end=stop, limit=limit, order=order)
+                found += [candle.t for candle in page.candles]
+                sizes.append(len(page.candles))
+                if page.more is None:
+                    break
+                begin, stop = (page.more, stop) if order == "asc" else (begin, page.more)
+            everything = await all_starts(conn, "EURUSD", timeframe)
+        inside = [t for t in everything if (first is None or to_ms(first) <= t) and t < to_ms(end)]
+        assert all(size == limit for size in sizes[:-1])
+        expected = inside if order == "asc" else inside[::-1]
+        return found, expected if len(sizes) < 40 else expected[: len(found)]
+
+    found, expected = asyncio.run(pages())
+    assert found == expected
+
+
+async def test_the_latest_candles_in_ascending_order_have_no_next_page(
+    readable: Database, conn: AsyncConnection[Any]
+) -> None:
+    """Nothing comes after the latest."""
+    assert (await ask(conn, readable, "EURUSD", limit=3)).more is None
+    assert (await ask(conn, readable, "EURUSD", limit=3, order="desc")).more == NOON + 4 * MINUTE
+
+
+# Complete, and what is missing
+
+
+async def test_a_covered_range_is_complete(readable: Database, conn: AsyncConnection[Any]) -> None:
+    """A night without bars is no gap."""
+    for timeframe in Timeframe:
+        found = await ask(conn, readable, "EURUSD", timeframe, start=LATELY.start, end=at("2024-03-05"), limit=50_000)
+        assert found.complete
+        assert found.missing == ()
+        assert not_final(found) == []
+        assert found.settled_to == SETTLED
+        assert found.source == SOURCE
+    night = await ask(conn, readable, "SPX500", start=at("2024-03-04 02:00"), end=at("2024-03-04 03:00"))
+    assert night.complete
+    assert night.candles == ()
+
+
+async def test_a_range_up_to_now_is_complete_as_far_as_it_is_settled(
+    readable: Database, conn: AsyncConnection[Any]
+) -> None:
+    found = await ask(conn, readable, "EURUSD", start=NOON - DAY, limit=50_000)
+    assert found.complete
+    assert found.asked == Range(NOON - DAY, NOW)
+    assert not_final(found) == minutes(SETTLED, LATELY.end)
+
+
+async def test_a_range_of_which_nothing_is_settled_is_not_complete(
+    readable: Database, conn: AsyncConnection[Any]
+) -> None:
+    for start in (SETTLED, NOON):
+        found = await ask(conn, readable, "EURUSD", start=start)
+        assert not found.complete
+        assert found.missing == ()
+    assert (await ask(conn, readable, "EURUSD", start=SETTLED - MINUTE)).complete
+
+
+async def test_the_latest_candles_are_judged_from_the_first_of_them_on(
+    readable: Database, conn: AsyncConnection[Any]
+) -> None:
+    found = await ask(conn, readable, "EURUSD", Timeframe.H1, limit=24)
+    assert found.asked == Range(NOON - 23 * timedelta(hours=1), NOW)
+    assert found.complete
+    across = await ask(conn, readable, "EURUSD", Timeframe.D1, limit=6)
+    assert told(across) == [(LONG_AGO.end, LATELY.start, "never requested")]
+
+
+async def test_each_missing_range_has_its_reason(readable: Database, conn: AsyncConnection[Any]) -> None:
+    found = await ask(conn, readable, "EURUSD", Timeframe.D1, start=LONG_AGO.start - DAY)
+    assert told(found) == [
+        (LONG_AGO.start - DAY, LONG_AGO.start, "never requested"),
+        (LONG_AGO.end, LATELY.start, "never requested"),
+    ]
+    found = await ask(conn, readable, "GBPUSD", start=LATELY.start - DAY)
+    assert told(found) == [
+        (LATELY.start - DAY, LATELY.start, "never requested"),
+        (LATELY.start, at("2024-03-03"), "pending"),
+    ]
+    found = await ask(conn, readable, "USDJPY", start=at("2024-03-04"))
+    assert told(found) == [(REJECTED, REJECTED + MINUTE, "unavailable")]
+    assert not found.complete
+
+
+async def test_what_lies_below_the_floor_is_expired_where_bars_age(
+    readable: Database, conn: AsyncConnection[Any]
+) -> None:
+    """On plain PostgreSQL nothing ages."""
+    floor = at("2024-03-03")
+    retention = {Timeframe.M1: timedelta(days=3)}
+    found = await ask(conn, readable, "EURUSD", start=floor - DAY, end=NOON, retention=retention)
+    assert told(found) == ([(floor - DAY, floor, "expired")] if readable.engine.name == "timescaledb" else [])
+    assert found.complete == (readable.engine.name == "plain")
+    days = await ask(conn, readable, "EURUSD", Timeframe.D1, start=floor - DAY, end=NOON, retention=retention)
+    assert days.complete
+
+
+async def test_a_symbol_without_a_bar_says_so_and_claims_nothing(
+    readable: Database, conn: AsyncConnection[Any]
+) -> None:
+    found = await ask(conn, readable, "BTCUSD", start=LATELY.start)
+    assert found.no_data
+    assert not found.complete
+    assert found.settled_to is None
+    assert found.candles == ()
+    assert told(found) == [(LATELY.start, at("2024-03-04 00:07"), "pending")]
+    latest = await ask(conn, readable, "ETHUSD", Timeframe.H1, limit=10)
+    assert latest.no_data
+    assert latest.asked == Range(NOW - timedelta(hours=10), NOW)
+
+
+async def test_after_a_session_all_is_settled_up_to_its_last_bar(
+    readable: Database, conn: AsyncConnection[Any]
+) -> None:
+    """The minutes since may still fill; a night later they count as empty."""
+    found = await ask(conn, readable, "SPX500", Timeframe.H1, start=at("2024-03-04"), end=NOW)
+    assert found.settled_to == at("2024-03-04 21:00")
+    assert found.complete
+    assert not_final(found) == []
+    later = await ask(conn, readable, "SPX500", Timeframe.H1, start=at("2024-03-04"), now=NOW + 2 * DAY)
+    assert told(later) == [
+        (at("2024-03-04 21:00"), LATELY.end, "pending"),
+        (LATELY.end, at("2024-03-06 00:07"), "never requested"),
+    ]
+
+
+# Final or not
+
+
+async def test_a_candle_that_is_not_over_is_not_final(readable: Database, conn: AsyncConnection[Any]) -> None:
+    for timeframe in Timeframe:
+        found = await ask(conn, readable, "EURUSD", timeframe, start=at("2024-03-04"), limit=50_000)
+        expected = [start for start in starts(found) if start + timeframe.length > SETTLED]
+        assert not_final(found) == expected
+        assert expected
+
+
+async def test_a_candle_that_is_not_wholly_covered_is_not_final(readable: Database, conn: AsyncConnection[Any]) -> None:
+    """Part of it was never asked for, is still to fetch, or cannot be had."""
+    found = await ask(conn, readable, "USDJPY", Timeframe.H1, start=at("2024-03-04"), end=at("2024-03-05"))
+    assert not_final(found) == [Timeframe.H1.floor(REJECTED)]
+    found = await ask(conn, readable, "EURUSD", Timeframe.H4, start=LONG_AGO.start, end=LATELY.end)
+    assert not_final(found) == [at("2024-03-05 08:00"), NOON]
+    minute = await ask(conn, readable, "USDJPY", start=REJECTED - MINUTE, end=REJECTED + 2 * MINUTE)
+    assert (starts(minute), not_final(minute)) == ([REJECTED - MINUTE, REJECTED + MINUTE], [])
+
+
+async def test_a_candle_whose_correction_is_not_refreshed_yet_is_not_final(
+    readable: Database, conn: AsyncConnection[Any]
+) -> None:
+    """Its bars are; on plain PostgreSQL there is no such time."""
+    for timeframe in Timeframe:
+        found = await ask(
+            conn, readable, "XAUUSD", timeframe, start=at("2024-03-03"), end=at("2024-03-05"), limit=5_000
+        )
+        stale = timeframe is not Timeframe.M1 and readable.engine.name == "timescaledb"
+        assert found.complete == (not stale)
+        assert told(found) == ([(*CORRECTED, "pending")] if stale else [])
+        expected = [
+            start
+            for start in starts(found)
+            if stale and start < CORRECTED.end and CORRECTED.start < start + timeframe.length
+        ]
+        assert not_final(found) == expected
+    other = await ask(conn, readable, "EURUSD", Timeframe.H1, start=at("2024-03-03"), end=at("2024-03-05"))
+    assert other.complete
+
+
+async def test_final_is_left_out_where_it_is_true(readable: Database, conn: AsyncConnection[Any]) -> None:
+    found = await ask(conn, readable, "EURUSD", start=SETTLED - MINUTE, end=SETTLED + MINUTE)
+    final, other = (msgspec.to_builtins(candle) for candle in found.candles)
+    assert set(final) == {"t", "o", "h", "l", "c", "v", "vw", "n"}
+    assert set(other) - set(final) == {"final"}
+
+
+# One moment
+
+
+async def test_candles_and_their_completeness_are_of_one_moment(
+    database: str, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A write and a refresh in the midst of an answer: it is wholly of the time before."""
+    real = query._state
+    async with checked(database, engine) as db, db.connection() as conn, db.connection() as other:
+        await only_active(conn, "EURUSD")
+        await put(conn, db.engine, "EURUSD", NOON - DAY, NOON, now=NOON)
+        await db.engine.refresh(conn, {}, NOON)
+        before = {timeframe: await ask(conn, db, "EURUSD", timeframe, now=NOON) for timeframe in Timeframe}
+        step = iter(range(1, 99))
+
+        async def state(one: AsyncConnection[Any], symbol: str) -> Any:  # noqa: ANN401 - passed on as it is
+            found = await real(one, symbol)
+            late = NOON + next(step) * timedelta(hours=5)
+            corrected = invent(minutes(NOON - 300 * MINUTE, late), 5)
+            await put(other, db.engine, "EURUSD", NOON - 300 * MINUTE, late, now=late, bars=corrected)
+            await db.engine.refresh(other, {}, late)
+            return found
+
+        monkeypatch.setattr(query, "_state", state)
+        for timeframe in Timeframe:
+            found = await ask(conn, db, "EURUSD", timeframe, end=NOON, now=NOON)
+            assert found.candles == before[timeframe].candles
+            monkeypatch.setattr(query, "_state", real)
+            before = {one: await ask(conn, db, "EURUSD", one, end=NOON, now=NOON) for one in Timeframe}
+            monkeypatch.setattr(query, "_state", state)
+
+
+# What it costs
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+async def test_the_latest_candles_cost_the_same_however_long_the_history_is(
+    readable: Database, conn: AsyncConnection[Any], order: Order, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is read of the database lies near the end, bounded on both sides."""
+    asked: list[Range] = []
+    real = query._window
+
+    async def window(one: AsyncConnection[Any], look: Any, span: Range, limit: int) -> list[tuple[Any, ...]]:  # noqa: ANN401
+        asked.append(span)
+        return await real(one, look, span, limit)
+
+    monkeypatch.setattr(query, "_window", window)
+    for timeframe in (Timeframe.M1, Timeframe.M5, Timeframe.H1):
+        asked.clear()
+        await ask(conn, readable, "EURUSD", timeframe, limit=10, order=order)
+        assert len(asked) == 1
+        assert asked[0].length <= 14 * timeframe.length
+
+
+async def test_a_gap_of_years_costs_a_few_looks(
+    readable: Database, conn: AsyncConnection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each twice as long as the one before."""
+    asked: list[Range] = []
+    real = query._window
+
+    async def window(one: AsyncConnection[Any], look: Any, span: Range, limit: int) -> list[tuple[Any, ...]]:  # noqa: ANN401
+        asked.append(span)
+        return await real(one, look, span, limit)
+
+    monkeypatch.setattr(query, "_window", window)
+    await ask(conn, readable, "EURUSD", start=LONG_AGO.end - 5 * MINUTE, limit=10)
+    assert 10 < len(asked) < 20
+    assert all(one.end == other.start for one, other in zip(asked, asked[1:], strict=False))
+
+
+async def test_a_window_reads_no_more_rows_than_it_spans(readable: Database, conn: AsyncConnection[Any]) -> None:
+    """Also through a real-time aggregate, which reads all that its bounds allow before a LIMIT cuts it."""
+    for timeframe in (Timeframe.M1, Timeframe.M5, Timeframe.D1):
+        text = sql.SQL("EXPLAIN (ANALYZE, FORMAT JSON) {}").format(
+            sql.SQL(query._WINDOW).format(
+                relation=sql.Identifier("market_data", timeframe.table), direction=sql.SQL("DESC")
+            )
+        )
+        values = {"symbol": "EURUSD", "start": NOW - 14 * timeframe.length, "end": NOW, "limit": 11}
+        row = await (await conn.execute(text, values)).fetchone()
+        assert row is not None
+        assert _rows_read(row[0][0]["Plan"]) <= 14 * timeframe.length / MINUTE + 14
+
+
+def _rows_read(node: dict[str, Any]) -> float:
+    """Rows that the scans of a plan have read."""
+    below = sum(_rows_read(child) for child in node.get("Plans", ()))
+    if "Scan" in node["Node Type"] and "Relation Name" in node:
+        return below + float((node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"])
+    return below
