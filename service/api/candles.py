@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 import msgspec
 from litestar import Request, get
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.params import Parameter
+from litestar.params import PathParameter, QueryParameter
 
 from service import query
 from service.api import parameters
@@ -70,21 +70,21 @@ _DOWN = ResponseSpec(data_container=Problem, description="The database does not 
 )
 async def get_candles(  # noqa: PLR0917 - Litestar calls it by name
     request: Request[Any, Any, Any],
-    symbol: Annotated[str, Parameter(description="Our key of the instrument, such as EURUSD")],
+    symbol: Annotated[str, PathParameter(description="Our key of the instrument, such as EURUSD")],
     timeframe: Annotated[
-        str | None, Parameter(description="1m 5m 15m 1h 4h 1d, or 1min 5min 15min 60min 1hour 4hour 1day daily")
+        str | None, QueryParameter(description="1m 5m 15m 1h 4h 1d, or 1min 5min 15min 60min 1hour 4hour 1day daily")
     ] = None,
     from_: Annotated[
         str | None,
-        Parameter(
-            query="from",
+        QueryParameter(
+            name="from",
             description="Start, inclusive: ISO 8601 (naive = UTC), a date, or Unix ms; "
             "without it the latest `limit` candles before `to`",
         ),
     ] = None,
-    to: Annotated[str | None, Parameter(description="End, exclusive, written like `from`; without it now")] = None,
-    limit: Annotated[str | None, Parameter(description=f"1 to {MOST}; {DEFAULT_LIMIT} without it")] = None,
-    order: Annotated[str | None, Parameter(description="asc (oldest first; so without it) or desc")] = None,
+    to: Annotated[str | None, QueryParameter(description="End, exclusive, written like `from`; without it now")] = None,
+    limit: Annotated[str | None, QueryParameter(description=f"1 to {MOST}; {DEFAULT_LIMIT} without it")] = None,
+    order: Annotated[str | None, QueryParameter(description="asc (oldest first; so without it) or desc")] = None,
 ) -> CandlesAnswer:
     """Candles whose start lies in `[from, to)`; what is missing of that range is listed with its reason."""
     if not re.fullmatch("[!-~]{1,32}", symbol):

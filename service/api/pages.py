@@ -5,6 +5,7 @@ from typing import Any
 
 from litestar import MediaType, Request, Response, get
 from litestar.exceptions import NotFoundException
+from litestar.params import FromPath
 
 _SCRIPTS = {
     "swagger_bundle.js": "text/javascript",
@@ -41,7 +42,7 @@ def get_redoc() -> str:
 
 
 @get("/docs/{name:str}", include_in_schema=False, sync_to_thread=True)
-def get_script(name: str) -> Response[bytes]:
+def get_script(name: FromPath[str]) -> Response[bytes]:
     """A script or style of these pages."""
     if name not in _SCRIPTS:
         raise NotFoundException

@@ -60,7 +60,7 @@ def _routing(request: Request[Any, Any, Any], exc: HTTPException) -> tuple[int, 
                 error="not_found", message=f"there is no {request.url.path}: see /docs for what there is"
             )
         case 405:
-            allowed = (exc.headers or {}).get("Allow", "GET").split(", ")
+            allowed = (exc.headers or {}).get("allow", "GET").split(", ")
             return 405, Problem(
                 error="method_not_allowed", message=f"{request.method} is not possible here", allowed=allowed
             )

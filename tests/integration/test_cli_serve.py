@@ -9,7 +9,6 @@ from typing import Any
 
 import httpx
 import psutil
-import pytest
 
 from service.replay import ReplayConfig, running
 from tests.integration.backfilling import KEY, command, environment, started
@@ -30,8 +29,7 @@ def _get(url: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_serving_ends_with_everything_that_it_started(short_tmp: Path, number: int) -> None:
+def test_serving_ends_with_everything_that_it_started(short_tmp: Path) -> None:
     """Ctrl-C, and a service manager's TERM to it alone: no embedded server and no backfill stays behind."""
     with running(ReplayConfig(latency=300)) as replay:
         env = environment(
@@ -43,23 +41,22 @@ def test_serving_ends_with_everything_that_it_started(short_tmp: Path, number: i
             PORT="0",
         )
         assert command("migrate", env=env).returncode == 0
-        with _serving("serve", "--backfill", env=env) as (process, url):
-            assert _get(f"{url}/health")["engine"] == "plain"
-            server = psutil.Process(int((short_tmp / "data/cluster/postmaster.pid").read_text().split()[0]))
-            family = [server, *psutil.Process(process.pid).children(recursive=True)]
-            assert any("backfill" in member.cmdline() for member in family)
-            deadline = time.monotonic() + 20
-            while not replay.requests:
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-            if number == signal.SIGINT:
-                os.killpg(process.pid, number)
-            else:
-                process.terminate()
-            _, err = process.communicate(timeout=20)
-            assert (process.returncode, err) == (130, "candlewick: stopped\n")
-            _, alive = psutil.wait_procs(family, 5)
-            assert alive == []
+        for send, number in ((os.killpg, signal.SIGINT), (os.kill, signal.SIGTERM)):
+            replay.requests.clear()
+            with _serving("serve", "--backfill", env=env) as (process, url):
+                assert _get(f"{url}/health")["engine"] == "plain"
+                server = psutil.Process(int((short_tmp / "data/cluster/postmaster.pid").read_text().split()[0]))
+                family = [server, *psutil.Process(process.pid).children(recursive=True)]
+                assert any("backfill" in member.cmdline() for member in family)
+                deadline = time.monotonic() + 20
+                while not replay.requests:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.05)
+                send(process.pid, number)
+                _, err = process.communicate(timeout=20)
+                assert (process.returncode, err) == (130, "candlewick: stopped\n")
+                _, alive = psutil.wait_procs(family, 5)
+                assert alive == []
 
 
 def test_it_serves_while_it_backfills(database: str, engine: str) -> None:

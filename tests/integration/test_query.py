@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from datetime import datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -204,7 +205,7 @@ def test_the_pages_of_a_range_hold_every_candle_exactly_once(  # noqa: PLR0917 -
     async def pages() -> tuple[list[int], list[int]]:
         async with checked(readable.url, readable.engine.name) as db, db.connection() as conn:
             found: list[int] = []
-            sizes = []
+            sizes: list[int] = []
             begin, stop = first, end
             while len(sizes) < 40:
                 page = await ask(conn, readable, "EURUSD", timeframe, start=begin, end=stop, limit=limit, order=order)
@@ -393,27 +394,28 @@ async def test_candles_and_their_completeness_are_of_one_moment(
     """A write and a refresh in the midst of an answer: it is wholly of the time before."""
     real = query._state
     async with checked(database, engine) as db, db.connection() as conn, db.connection() as other:
+        now = NOON
         await only_active(conn, "EURUSD")
-        await put(conn, db.engine, "EURUSD", NOON - DAY, NOON, now=NOON)
-        await db.engine.refresh(conn, {}, NOON)
-        before = {timeframe: await ask(conn, db, "EURUSD", timeframe, now=NOON) for timeframe in Timeframe}
-        step = iter(range(1, 99))
+        await put(conn, db.engine, "EURUSD", NOON - DAY, NOON, now=now)
+        await db.engine.refresh(conn, {}, now)
 
-        async def state(one: AsyncConnection[Any], symbol: str) -> Any:  # noqa: ANN401 - passed on as it is
+        async def meanwhile(one: AsyncConnection[Any], symbol: str) -> Any:  # noqa: ANN401 - passed on as it is
             found = await real(one, symbol)
-            late = NOON + next(step) * timedelta(hours=5)
-            corrected = invent(minutes(NOON - 300 * MINUTE, late), 5)
-            await put(other, db.engine, "EURUSD", NOON - 300 * MINUTE, late, now=late, bars=corrected)
-            await db.engine.refresh(other, {}, late)
+            start, later = now - timedelta(hours=5), now + timedelta(hours=5)
+            await put(other, db.engine, "EURUSD", start, later, now=later, bars=invent(minutes(start, later), 5))
+            await db.engine.refresh(other, {}, later)
             return found
 
-        monkeypatch.setattr(query, "_state", state)
         for timeframe in Timeframe:
-            found = await ask(conn, db, "EURUSD", timeframe, end=NOON, now=NOON)
-            assert found.candles == before[timeframe].candles
+            before = await ask(conn, db, "EURUSD", timeframe, now=now)
+            monkeypatch.setattr(query, "_state", meanwhile)
+            during = await ask(conn, db, "EURUSD", timeframe, now=now)
             monkeypatch.setattr(query, "_state", real)
-            before = {one: await ask(conn, db, "EURUSD", one, end=NOON, now=NOON) for one in Timeframe}
-            monkeypatch.setattr(query, "_state", state)
+            assert during == before
+            now += timedelta(hours=5)
+            after = await ask(conn, db, "EURUSD", timeframe, now=now)
+            assert len(after.candles) >= len(before.candles)
+            assert after != before
 
 
 # What it costs
@@ -453,10 +455,10 @@ async def test_a_gap_of_years_costs_a_few_looks(
     monkeypatch.setattr(query, "_window", window)
     await ask(conn, readable, "EURUSD", start=LONG_AGO.end - 5 * MINUTE, limit=10)
     assert 10 < len(asked) < 20
-    assert all(one.end == other.start for one, other in zip(asked, asked[1:], strict=False))
+    assert all(one.end == other.start for one, other in pairwise(asked))
 
 
-async def test_a_window_reads_no_more_rows_than_it_spans(readable: Database, conn: AsyncConnection[Any]) -> None:
+async def test_a_window_reads_no_more_rows_than_it_spans(conn: AsyncConnection[Any]) -> None:
     """Also through a real-time aggregate, which reads all that its bounds allow before a LIMIT cuts it."""
     for timeframe in (Timeframe.M1, Timeframe.M5, Timeframe.D1):
         text = sql.SQL("EXPLAIN (ANALYZE, FORMAT JSON) {}").format(
