@@ -47,6 +47,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         code = _complain(exc, FAILED)
     except psycopg.Error as exc:
         code = _complain(f"the database failed: {' '.join(str(exc).split())}", FAILED)
+    except OSError as exc:
+        # Mostly the output cannot be written (`| head`, a full disk): what it still holds is dropped.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = _complain(exc, FAILED)
     except KeyboardInterrupt:
         code = _complain("stopped", INTERRUPTED)
     sys.exit(code)

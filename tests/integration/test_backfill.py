@@ -388,6 +388,19 @@ async def test_a_run_that_is_cancelled_leaves_whole_pieces(chosen: Settings, url
     assert value(url, "SELECT count(*) FROM market_data.pending_refreshes") == 0
 
 
+async def test_a_run_that_waits_can_be_cancelled(chosen: Settings, replay: ReplayServer, url: str) -> None:
+    """Whether for the plan's minute, for a provider that is down, or for another process: it ends at once."""
+    with psycopg.connect(url, autocommit=True) as conn:
+        conn.execute("INSERT INTO market_data.provider_calls (at) SELECT now() FROM generate_series(1, 5)")
+        limited = run(_elsewhere(chosen, replay, rate=5), ["BTCUSD"], DAY, clock=partial(datetime.now, UTC))
+        await _cancelled_after(0.5, limited)
+        assert replay.requests == []
+        replay.faults[:] = ["rate_limited:plain"] * 9
+        await _cancelled_after(0.5, run(chosen, ["BTCUSD"], DAY))
+        conn.execute("SELECT pg_advisory_lock(%s)", [FETCHER_LOCK])
+        await _cancelled_after(0.5, run(chosen, ["BTCUSD"], DAY))
+
+
 async def test_a_cancellation_is_never_lost(chosen: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """Python 3.11's `wait_for`, with which the pool waits, may forget one: the run ends all the same."""
     given = AsyncConnectionPool.getconn

@@ -61,7 +61,14 @@ def _stopped_after(seconds: float, number: int, process: "subprocess.Popen[str]"
     return took
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("engine", "number"),
+    [
+        ("plain", signal.SIGINT),
+        ("plain", signal.SIGTERM),
+        pytest.param("timescaledb", signal.SIGINT, marks=pytest.mark.timescaledb),
+    ],
+)
 def test_ctrl_c_ends_it_within_a_second_and_says_how_to_go_on(
     database: str, engine: str, provider: dict[str, str], replay: ReplayServer, number: int
 ) -> None:

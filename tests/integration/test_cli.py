@@ -29,6 +29,8 @@ from tests.integration.backfilling import (
 
 WEEK = ("--from", "2024-06-03", "--to", "2024-06-10")
 Refused = Callable[..., tuple[int, str]]
+on_one_engine = pytest.mark.parametrize("engine", ["plain"])
+"""For what is told rather than stored: it does not depend on the engine."""
 
 
 @pytest.fixture
@@ -261,6 +263,7 @@ def test_plain_lines_tell_the_plan_first_and_the_sum_last(env: dict[str, str], r
     assert "0 new, 0 changed, 0 unchanged, 0 rejected; 0 requests" in again.stdout.splitlines()[-1]
 
 
+@on_one_engine
 def test_on_a_terminal_each_symbol_has_a_bar(env: dict[str, str]) -> None:
     """The plan stands above the bars, the sum below them."""
     env |= {"TERM": "xterm-256color", "COLUMNS": "110", "LINES": "40"}
@@ -290,6 +293,19 @@ def _read_terminal(descriptor: int) -> str:
     return b"".join(parts).decode()
 
 
+@on_one_engine
+def test_output_that_nobody_reads_ends_it_without_a_traceback(env: dict[str, str]) -> None:
+    """As `| head -1` does: exit code 1 and one line; what was stored stays."""
+    with started("backfill", "SPX500", "DAX40", "--from", "2024-01-01", "--to", "2024-06-10", env=env) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(20) == 1
+        assert process.stderr.read() == "candlewick: [Errno 32] Broken pipe\n"
+
+
+@on_one_engine
 def test_failures_end_in_exit_code_one(env: dict[str, str]) -> None:
     """The reasons are told when they happen and again at the end, with what to do; the rest is stored."""
     with running(ReplayConfig(denied=("I:",))) as replay:
@@ -301,6 +317,7 @@ def test_failures_end_in_exit_code_one(env: dict[str, str]) -> None:
     assert advice.startswith("What was stored stays. Run the same command again")
 
 
+@on_one_engine
 def test_a_refused_key_is_told_by_its_variable(env: dict[str, str], replay: ReplayServer) -> None:
     """After one call, with exit code 1."""
     done = command("backfill", "--all", *WEEK, env=env | {"POLYGON_API_KEY": "wr0ng"})

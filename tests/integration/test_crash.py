@@ -116,7 +116,8 @@ def test_a_database_that_breaks_off_ends_it_and_the_next_run_goes_on(
                 time.sleep(0.05)
         _, err = process.communicate(timeout=20)
     assert process.returncode == 1
-    assert re.match(r"candlewick: the (database failed: |connection that holds .* was lost)", err.splitlines()[-1])
+    told = r"candlewick: the (database (failed: |did not answer)|connection that holds .* was lost)"
+    assert re.match(told, err.splitlines()[-1])
     assert "Traceback" not in err
     assert command(*_words(start), env=env).returncode == 0
     _assert_as_if_undisturbed(database, replay, start)
