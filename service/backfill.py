@@ -67,8 +67,7 @@ async def backfill(
                     guard.cancel()
             except BaseExceptionGroup as errors:
                 raise _first(errors) from errors
-            finally:
-                await _note_failures(db, pipeline.failures, clock() + RETRY_AFTER)
+            await _note_failures(db, pipeline.failures, clock() + RETRY_AFTER)
             return Summary(
                 stored=pipeline.total,
                 requests=client.calls,

@@ -32,7 +32,7 @@ GOES_ON = "Stopped. What was stored stays; the same command goes on from there."
 @pytest.fixture
 def replay() -> Iterator[ReplayServer]:
     """A provider that takes its time."""
-    with running(ReplayConfig(latency=100)) as server:
+    with running(ReplayConfig(latency=200)) as server:
         yield server
 
 

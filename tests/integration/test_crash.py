@@ -132,7 +132,7 @@ def test_killed_with_its_embedded_database_it_goes_on(
     env |= {"DATA_DIR": str(short_tmp / "data")}
     assert command("migrate", env=env).returncode == 0
     for both in (False, True):
-        assert _killed(start, env, 0.4, planned=True)
+        assert _killed(start, env, 0.25, planned=True)
         if both:
             server = psutil.Process(int((short_tmp / "data/cluster/postmaster.pid").read_text().split()[0]))
             family = [server, *server.children()]
