@@ -176,6 +176,15 @@ def test_the_most_that_may_be_asked_for_is_given(client: TestClient[Any]) -> Non
 # Page by page
 
 
+def pages(client: TestClient[Any], asked: dict[str, str]) -> list[dict[str, Any]]:
+    """The bodies of an answer's pages, as `next` leads from one to the other."""
+    found = [client.get(CANDLES, params=asked).json()]
+    while found[-1]["next"]:
+        assert len(found) < 100, "this leads nowhere"
+        found.append(client.get(found[-1]["next"]).json())
+    return found
+
+
 def test_next_is_the_path_and_query_of_the_next_page(client: TestClient[Any]) -> None:
     asked = {"timeframe": "60min", "from": "2024-03-04", "to": "2024-03-04T05:00", "limit": "2"}
     first = client.get(CANDLES, params=asked).json()
@@ -192,11 +201,8 @@ def test_without_an_end_all_pages_end_where_the_first_one_did(readable: Database
     clock = iter([NOW, NOW + HOUR, NOW + 2 * HOUR, NOW + 3 * HOUR])
     app = create_app(checked(readable.url, readable.engine.name), chosen(readable), lambda: next(clock))
     with TestClient(app) as one:
-        page = one.get(CANDLES, params={"timeframe": "1h", "from": "2024-03-05", "limit": "5"}).json()
-        while page["next"]:
-            assert page["to"] == to_ms(NOW)
-            page = one.get(page["next"]).json()
-        assert page["to"] == to_ms(NOW)
+        found = pages(one, {"timeframe": "1h", "from": "2024-03-05", "limit": "5"})
+    assert [page["to"] for page in found] == [to_ms(NOW)] * 3
 
 
 instants = st.datetimes(datetime(2024, 2, 29), datetime(2024, 3, 6))  # noqa: DTZ001 - naive means UTC
@@ -224,30 +230,19 @@ def test_following_next_brings_every_candle_exactly_once(  # noqa: PLR0917 - hyp
         asked["to"] = max(pair).isoformat()
     whole = client.get(CANDLES, params=asked | {"limit": str(MOST)}).json()
     assert whole["next"] is None
-    page = client.get(CANDLES, params=asked | {"limit": str(limit)}).json()
-    found = page["candles"]
-    while page["next"]:
-        assert len(page["candles"]) == limit
-        assert (page["complete"], page["settled_to"]) == (page["missing"] == [] and page["complete"], to_ms(SETTLED))
-        page = client.get(page["next"]).json()
-        found += page["candles"]
+    some = pages(client, asked | {"limit": str(limit)})
+    assert all(len(page["candles"]) == limit for page in some[:-1])
+    found = [candle for page in some for candle in page["candles"]]
     assert found == whole["candles"]
     times = [candle["t"] for candle in found]
     assert times == sorted(times, reverse=order == "desc")
 
 
 def test_the_latest_candles_can_be_followed_back_to_the_first_one(client: TestClient[Any]) -> None:
-    page = client.get(CANDLES, params={"timeframe": "1d", "order": "desc", "limit": "3"}).json()
-    found = page["candles"]
-    while page["next"]:
-        assert "from=" not in page["next"]
-        page = client.get(page["next"]).json()
-        found += page["candles"]
-    days = [*range(1, 6), *range(1, 3)]
-    assert [candle["t"] for candle in found] == [
-        to_ms(at(f"{year}-03-{day:02}"))
-        for year, day in zip([2024] * 5 + [2022] * 2, [*days[4::-1], 2, 1], strict=True)
-    ]
+    found = pages(client, {"timeframe": "1d", "order": "desc", "limit": "3"})
+    days = ["2024-03-05", "2024-03-04", "2024-03-03", "2024-03-02", "2024-03-01", "2022-03-02", "2022-03-01"]
+    assert [candle["t"] for page in found for candle in page["candles"]] == [to_ms(at(day)) for day in days]
+    assert not any("from=" in page["next"] for page in found[:-1])
 
 
 # What is refused

@@ -66,6 +66,7 @@ async def ask(
     limit: int = 500,
     order: Order = "asc",
     now: datetime = NOW,
+    settle: timedelta = SETTLE,
     retention: Retention | None = None,
 ) -> Candles:
     return await query.candles(
@@ -78,7 +79,7 @@ async def ask(
         limit=limit,
         order=order,
         now=now,
-        settle=SETTLE,
+        settle=settle,
         retention=retention or {},
     )
 
@@ -345,6 +346,15 @@ async def test_a_candle_that_is_not_over_is_not_final(readable: Database, conn: 
         expected = [start for start in starts(found) if start + timeframe.length > SETTLED]
         assert not_final(found) == expected
         assert expected
+
+
+async def test_a_candle_is_final_only_as_far_as_it_counts_as_settled_today(
+    readable: Database, conn: AsyncConnection[Any]
+) -> None:
+    """SETTLE_MINUTES was raised since it was fetched: what is covered may be revised again."""
+    found = await ask(conn, readable, "EURUSD", Timeframe.H1, start=at("2024-03-05"), settle=timedelta(hours=3))
+    assert found.settled_to == at("2024-03-05 09:07")
+    assert not_final(found) == [at("2024-03-05 09:00"), at("2024-03-05 10:00"), at("2024-03-05 11:00"), NOON]
 
 
 async def test_a_candle_that_is_not_wholly_covered_is_not_final(readable: Database, conn: AsyncConnection[Any]) -> None:
