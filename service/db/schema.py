@@ -10,6 +10,8 @@ from sqlalchemy import (
     ForeignKey,
     Identity,
     Index,
+    Integer,
+    Interval,
     MetaData,
     Table,
     Text,
@@ -83,7 +85,7 @@ sync_state = Table(
     _symbol(ForeignKey(instruments.c.symbol, ondelete="CASCADE"), primary_key=True),
     *(
         Column(name, TSTZMULTIRANGE, nullable=False, server_default=text("'{}'"))
-        for name in ("wanted", "covered", "unavailable", "recheck")
+        for name in ("wanted", "covered", "unavailable", "recheck", "requested")
     ),
     _ts("first_bar", nullable=True),
     _ts("last_bar", nullable=True),
@@ -91,7 +93,10 @@ sync_state = Table(
     _ts("last_sync_at", nullable=True),
     Column("last_sync_rows", BigInteger),
     Column("error_message", Text),
-    _ts("next_attempt_at", nullable=True),
+    *(_ts(name, nullable=True) for name in ("next_attempt_at", "tracked_from", "asked_to", "asked_at", "rechecked_at")),
+    Column("failures", Integer, nullable=False, server_default=text("0")),
+    Column("last_sync_changed", BigInteger),
+    Index("sync_state_requested_idx", "symbol", postgresql_where=text("NOT isempty(requested)")),
 )
 
 changes = Table(
@@ -137,4 +142,41 @@ provider_calls = Table(
     _id(),
     _ts("at"),
     Index("provider_calls_at_idx", "at"),
+)
+
+missed_bars = Table("missed_bars", metadata, _symbol(primary_key=True), _ts("ts", primary_key=True), _ts("missed_at"))
+
+plans = Table(
+    "plans",
+    metadata,
+    Column("asset_type", Text, primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("delay", Interval, nullable=False, server_default=text("'0'")),
+    _ts("seen_at"),
+)
+
+worker = Table(
+    "worker",
+    metadata,
+    Column("only_row", Boolean, CheckConstraint("only_row"), primary_key=True, server_default=text("true")),
+    Column("host", Text, nullable=False),
+    Column("pid", Integer, nullable=False),
+    _ts("started_at"),
+    _ts("beat_at"),
+    Column("provider", Text, nullable=False, server_default=text("'ok'")),
+    Column("provider_message", Text),
+    _ts("provider_since", nullable=True),
+    _ts("paused_until", nullable=True),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("every", Text, nullable=False),
+    _ts("started_at", nullable=True),
+    _ts("finished_at", nullable=True),
+    Column("result", Text),
+    Column("message", Text),
+    _ts("next_run_at", nullable=True),
 )

@@ -21,7 +21,7 @@ from service.db.schema import candles, metadata
 from service.instruments import SEED
 from service.timeframes import AGGREGATED, Timeframe
 
-HEAD = "0001"
+HEAD = "0002"
 IN_SQL: dict[type, str] = {
     sqlalchemy.Text: "text",
     sqlalchemy.DateTime: "timestamp with time zone",
