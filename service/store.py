@@ -1,19 +1,18 @@
 """Writes what was fetched: bars, what changed, and the ledger, in one transaction; all of it or nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
-import psycopg
 from psycopg import AsyncConnection
 
 from service import ledger
 from service.bars import Bars, RejectedBar, from_ms
 from service.coverage import MINUTE, Ledger, Piece, settled_edge
-from service.db import binary_copy
 from service.db.connect import WRITER_LOCK, as_multirange, as_range
 from service.db.engines import Engine
+from service.merge import Counts, Part, copy_new, merge
 from service.ranges import Range, Ranges
 
 
@@ -29,109 +28,100 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True):
         return Stored(**{name: getattr(self, name) + getattr(other, name) for name in self.__struct_fields__})
 
 
-async def store_piece(
-    conn: AsyncConnection[Any],
-    engine: Engine,
-    piece: Piece,
-    bars: Bars,
-    rejected: Sequence[RejectedBar],
-    *,
-    source: str,
-    now: datetime,
-    settle: timedelta,
-) -> Stored:
-    """Store one piece's whole answer: bars that differ, what changed, then the ledger. One transaction.
+class Answered(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """One piece's whole answer, as it is to be stored."""
 
-    bars: within the piece, ended minutes only. Storing the same again changes nothing.
-    now: when the answer was asked for; coverage reaches up to the edge that was settled then.
-    Raises SourceMismatch, and psycopg's errors; then nothing is stored.
+    piece: Piece
+    bars: Bars
+    """Within the piece, ended minutes only."""
+    rejected: Sequence[RejectedBar]
+    source: str
+    asked_at: datetime
+    """When it was asked for, by the more careful of two clocks; coverage reaches up to what was settled then."""
+    kind: Literal["edge", "backfill", "recheck"] = "backfill"
+    """An edge is remembered as the symbol's last look at the present; a re-check never takes coverage away."""
+
+
+class _Outcome(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """What became of one answer."""
+
+    answer: Answered
+    known: Ledger
+    settled: Ranges
+    counts: Counts
+
+
+async def store(
+    conn: AsyncConnection[Any], engine: Engine, answers: Sequence[Answered], *, settle: timedelta
+) -> list[Stored]:
+    """Store whole answers, of different symbols: bars that differ, what changed, then the ledger. One transaction.
+
+    Storing the same again changes nothing. A symbol that was removed meanwhile is passed over.
+    Returns the counts in the order given. Raises SourceMismatch, and psycopg's errors; then nothing is stored.
     """
     async with conn.transaction():
-        await ledger.claim_source(conn, source)
-        known = await ledger.locked(conn, piece.symbol)
-        last_bar = max(filter(None, [known.last_bar, from_ms(int(bars.ts[-1])) if len(bars) else None]), default=None)
-        settled = Ranges.of(piece.range.start, min(piece.range.end, settled_edge(now, last_bar, settle)))
-        stored, altered = await _write(conn, piece, bars, known, settled)
-        await _reject(conn, piece.symbol, rejected)
-        if altered is not None:
-            await _announce(conn, engine, piece.symbol, altered)
-        await _cover(conn, known, bars, rejected, settled, rows=stored.new + stored.changed)
-        return stored + Stored(rejected=len(rejected))
+        known = await ledger.locked(conn, [answer.piece.symbol for answer in answers])
+        there = [answer for answer in answers if answer.piece.symbol in known]
+        for source in {answer.source for answer in there}:
+            await ledger.claim_source(conn, source)
+        outcomes = await _write(conn, there, known, settle)
+        for outcome in outcomes:
+            await _reject(conn, outcome.answer.piece.symbol, outcome.answer.rejected)
+        await _announce(
+            conn, engine, {one.known.symbol: one.counts.altered for one in outcomes if one.counts.altered is not None}
+        )
+        if outcomes:
+            await _cover(conn, outcomes)
+    found = {one.known.symbol: one for one in outcomes}
+    return [_stored(found.get(answer.piece.symbol)) for answer in answers]
+
+
+def _stored(outcome: _Outcome | None) -> Stored:
+    if outcome is None:
+        return Stored()
+    counts = outcome.counts
+    rejected = len(outcome.answer.rejected)
+    return Stored(new=counts.new, changed=counts.changed, unchanged=counts.unchanged, rejected=rejected)
 
 
 async def _write(
-    conn: AsyncConnection[Any], piece: Piece, bars: Bars, known: Ledger, settled: Ranges
-) -> tuple[Stored, Range | None]:
-    """Upsert; returns the counts and the range of bars that became new or other."""
-    if not len(bars):
-        return Stored(), None
-    first, last = int(bars.ts[0]), int(bars.ts[-1])
-    rows = binary_copy.encode(piece.symbol, bars)
-    if await _untouched(conn, piece) and await _copy_new(conn, rows):
-        return Stored(new=len(bars)), Range(from_ms(first), from_ms(last) + MINUTE)
-    stored, merged = await _merge(conn, piece, rows, known)
-    withdrawn = await _withdraw(conn, piece, bars, settled - known.covered)
-    return stored, _hull(merged, withdrawn)
+    conn: AsyncConnection[Any], answers: Sequence[Answered], known: Mapping[str, Ledger], settle: timedelta
+) -> list[_Outcome]:
+    settled = {answer.piece.symbol: _settled(answer, known[answer.piece.symbol], settle) for answer in answers}
+    parts = [
+        Part(
+            piece=answer.piece,
+            bars=answer.bars,
+            covered=known[answer.piece.symbol].covered,
+            settling=settled[answer.piece.symbol] - known[answer.piece.symbol].covered,
+            recheck=answer.kind == "recheck",
+        )
+        for answer in answers
+        if len(answer.bars)
+    ]
+    counts: dict[str, Counts] = {}
+    if len(parts) == 1 and (copied := await copy_new(conn, parts[0])) is not None:
+        counts[parts[0].piece.symbol] = copied
+    elif parts:
+        counts.update(await merge(conn, parts, answers[0].asked_at))
+    return [
+        _Outcome(
+            answer=answer,
+            known=known[answer.piece.symbol],
+            settled=settled[answer.piece.symbol],
+            counts=counts.get(answer.piece.symbol, Counts()),
+        )
+        for answer in answers
+    ]
 
 
-async def _untouched(conn: AsyncConnection[Any], piece: Piece) -> bool:
-    cursor = await conn.execute(
-        "SELECT EXISTS (SELECT FROM market_data.candles_1m WHERE symbol = %s AND ts >= %s AND ts < %s)",
-        (piece.symbol, piece.range.start, piece.range.end),
+def _settled(answer: Answered, known: Ledger, settle: timedelta) -> Ranges:
+    """What of the piece neither changes nor fills any more."""
+    last_bar = max(
+        filter(None, [known.last_bar, from_ms(int(answer.bars.ts[-1])) if len(answer.bars) else None]), default=None
     )
-    return await cursor.fetchone() == (False,)
-
-
-async def _copy_new(conn: AsyncConnection[Any], rows: bytes) -> bool:
-    """Straight into the table: twice as fast as merging; False if a bar was there after all."""
-    try:
-        async with conn.transaction(), conn.cursor() as cursor, cursor.copy(_COPY_BARS) as copy:
-            await copy.write(rows)
-    except psycopg.errors.UniqueViolation:
-        return False
-    return True
-
-
-async def _merge(conn: AsyncConnection[Any], piece: Piece, rows: bytes, known: Ledger) -> tuple[Stored, Range | None]:
-    """By way of a staging table, so that an unchanged bar is not written (nor its compressed chunk opened)."""
-    within = {"symbol": piece.symbol, "start": piece.range.start, "end": piece.range.end}
-    await conn.execute(_CREATE_STAGED)
-    async with conn.cursor() as cursor, cursor.copy(_COPY_STAGED) as copy:
-        await copy.write(rows)
-    unchanged = (await conn.execute(_DROP_UNCHANGED, within)).rowcount
-    await conn.execute(_KEEP_REVISIONS, within | {"covered": as_multirange(known.covered)})
-    total, changed, first, last = await _one(await conn.execute(_COUNT_STAGED, within))
-    if not total:
-        return Stored(unchanged=unchanged), None
-    await conn.execute(_UPSERT_STAGED)
-    await conn.execute("TRUNCATE staged_bars")
-    return Stored(new=total - changed, changed=changed, unchanged=unchanged), Range(first, last + MINUTE)
-
-
-async def _withdraw(conn: AsyncConnection[Any], piece: Piece, bars: Bars, settling: Ranges) -> Range | None:
-    """Remove what an earlier answer had and this one, with which its minutes settle, has not; returns its range.
-
-    Only between the first and the last bar of the answer: a cut answer takes nothing away.
-    """
-    within = settling & Ranges.of(from_ms(int(bars.ts[0])), from_ms(int(bars.ts[-1])))
-    cursor = await conn.execute(
-        _WITHDRAW,
-        {
-            "symbol": piece.symbol,
-            "start": piece.range.start,
-            "end": piece.range.end,
-            "within": as_multirange(within),
-            "kept": [from_ms(int(ts)) for ts in bars.ts],
-        },
-    )
-    first, last = await _one(cursor)
-    return None if first is None else Range(first, last + MINUTE)
-
-
-def _hull(one: Range | None, other: Range | None) -> Range | None:
-    if one is None or other is None:
-        return one or other
-    return Range(min(one.start, other.start), max(one.end, other.end))
+    within = answer.piece.range
+    return Ranges.of(within.start, min(within.end, settled_edge(answer.asked_at, last_bar, settle)))
 
 
 async def _reject(conn: AsyncConnection[Any], symbol: str, rejected: Sequence[RejectedBar]) -> None:
@@ -143,88 +133,61 @@ async def _reject(conn: AsyncConnection[Any], symbol: str, rejected: Sequence[Re
         )
 
 
-async def _announce(conn: AsyncConnection[Any], engine: Engine, symbol: str, altered: Range) -> None:
+async def _announce(conn: AsyncConnection[Any], engine: Engine, altered: Mapping[str, Range]) -> None:
     """Derive or note what follows from the altered bars. From here to the commit transactions go one by one."""
-    await engine.derive(conn, symbol, altered)
+    if not altered:
+        return
+    await engine.derive(conn, altered)
     await conn.execute("SELECT pg_advisory_xact_lock(%s)", (WRITER_LOCK,))
-    (change_id,) = await _one(
-        await conn.execute(
-            "INSERT INTO market_data.changes (symbol, range) VALUES (%s, %s) RETURNING id", (symbol, as_range(altered))
-        )
+    rows = await conn.execute(
+        "INSERT INTO market_data.changes (symbol, range)"
+        " SELECT symbol, range FROM unnest(%s::text[], %s::tstzrange[]) AS altered (symbol, range) RETURNING id",
+        (list(altered), [as_range(one) for one in altered.values()]),
     )
-    await engine.note(conn, change_id)
+    await engine.note(conn, [number for (number,) in await rows.fetchall()])
 
 
-async def _cover(
-    conn: AsyncConnection[Any],
-    known: Ledger,
-    bars: Bars,
-    rejected: Sequence[RejectedBar],
-    settled: Ranges,
-    *,
-    rows: int,
-) -> None:
-    received = [from_ms(int(bars.ts[place])) for place in (0, -1)] if len(bars) else []
-    refused = Ranges((from_ms(bar.ts), from_ms(bar.ts) + MINUTE) for bar in rejected) & settled
-    await conn.execute(
-        "UPDATE market_data.sync_state SET covered = %(covered)s, unavailable = %(unavailable)s,"
-        " first_bar = %(first_bar)s, last_bar = %(last_bar)s, status = 'ok', error_message = NULL,"
-        " next_attempt_at = NULL, last_sync_at = now(), last_sync_rows = %(rows)s WHERE symbol = %(symbol)s",
-        {
-            "symbol": known.symbol,
-            "covered": as_multirange((known.covered | settled) - refused),
-            "unavailable": as_multirange((known.unavailable - settled) | refused),
-            "first_bar": min(filter(None, [known.first_bar, *received]), default=None),
-            "last_bar": max(filter(None, [known.last_bar, *received]), default=None),
-            "rows": rows,
-        },
-    )
+async def _cover(conn: AsyncConnection[Any], outcomes: Sequence[_Outcome]) -> None:
+    await conn.cursor().executemany(_COVER, [_row(outcome) for outcome in outcomes])
 
 
-async def _one(cursor: psycopg.AsyncCursor[Any]) -> tuple[Any, ...]:
-    row: tuple[Any, ...] = await cursor.fetchone() or ()
-    return row
+def _row(outcome: _Outcome) -> dict[str, Any]:
+    """The new ledger row of a symbol."""
+    answer, known, settled = outcome.answer, outcome.known, outcome.settled
+    ts = answer.bars.ts
+    received = [from_ms(int(ts[place])) for place in (0, -1)] if len(ts) else []
+    refused = Ranges((from_ms(bar.ts), from_ms(bar.ts) + MINUTE) for bar in answer.rejected) & settled
+    if answer.kind == "recheck":
+        refused -= known.covered
+    edge = answer.kind == "edge"
+    done = as_range(answer.piece.range)
+    return {
+        "symbol": known.symbol,
+        "covered": as_multirange((known.covered | settled) - refused),
+        "unavailable": as_multirange((known.unavailable - settled) | refused),
+        "first_bar": min(filter(None, [known.first_bar, *received]), default=None),
+        "last_bar": max(filter(None, [known.last_bar, *received]), default=None),
+        "rows": outcome.counts.new + outcome.counts.changed,
+        "changed": outcome.counts.changed,
+        "at": answer.asked_at,
+        "asked_to": answer.piece.range.end if edge else None,
+        "asked_at": answer.asked_at if edge else None,
+        "done": done,
+        "rechecked": done if answer.kind == "recheck" else None,
+        "rechecked_at": answer.asked_at if answer.kind == "recheck" else None,
+    }
 
 
-_COPY_BARS = f"COPY market_data.candles_1m ({', '.join(binary_copy.COLUMNS)}) FROM STDIN (FORMAT BINARY)"
-_COPY_STAGED = f"COPY staged_bars ({', '.join(binary_copy.COLUMNS)}) FROM STDIN (FORMAT BINARY)"
-_CREATE_STAGED = """
-    CREATE TEMPORARY TABLE IF NOT EXISTS staged_bars (LIKE market_data.candles_1m) ON COMMIT DELETE ROWS
-"""
-_DROP_UNCHANGED = """
-    DELETE FROM staged_bars AS s USING market_data.candles_1m AS b
-    WHERE b.symbol = %(symbol)s AND b.ts >= %(start)s AND b.ts < %(end)s AND s.ts = b.ts
-        AND (s.open, s.high, s.low, s.close, s.volume, s.vwap, s.trades)
-            IS NOT DISTINCT FROM (b.open, b.high, b.low, b.close, b.volume, b.vwap, b.trades)
-"""
-_KEEP_REVISIONS = """
-    INSERT INTO market_data.bar_revisions (symbol, ts, open, high, low, close, volume, vwap, trades)
-    SELECT b.symbol, b.ts, b.open, b.high, b.low, b.close, b.volume, b.vwap, b.trades
-    FROM market_data.candles_1m AS b JOIN staged_bars AS s ON s.ts = b.ts
-    WHERE b.symbol = %(symbol)s AND b.ts >= %(start)s AND b.ts < %(end)s AND %(covered)s::tstzmultirange @> b.ts
-"""
-_WITHDRAW = """
-    WITH gone AS (
-        DELETE FROM market_data.candles_1m
-        WHERE symbol = %(symbol)s AND ts >= %(start)s AND ts < %(end)s
-            AND %(within)s::tstzmultirange @> ts AND NOT ts = ANY(%(kept)s)
-        RETURNING symbol, ts, open, high, low, close, volume, vwap, trades
-    ), kept AS (
-        INSERT INTO market_data.bar_revisions (symbol, ts, open, high, low, close, volume, vwap, trades)
-        SELECT symbol, ts, open, high, low, close, volume, vwap, trades FROM gone
-    )
-    SELECT min(ts), max(ts) FROM gone
-"""
-_COUNT_STAGED = """
-    SELECT count(*), count(b.ts), min(s.ts), max(s.ts)
-    FROM staged_bars AS s
-    LEFT JOIN market_data.candles_1m AS b
-        ON b.ts = s.ts AND b.symbol = %(symbol)s AND b.ts >= %(start)s AND b.ts < %(end)s
-"""
-_UPSERT_STAGED = """
-    INSERT INTO market_data.candles_1m AS b (symbol, ts, open, high, low, close, volume, vwap, trades)
-    SELECT symbol, ts, open, high, low, close, volume, vwap, trades FROM staged_bars ORDER BY ts
-    ON CONFLICT (symbol, ts) DO UPDATE SET
-        open = excluded.open, high = excluded.high, low = excluded.low, close = excluded.close,
-        volume = excluded.volume, vwap = excluded.vwap, trades = excluded.trades
+_COVER = """
+    UPDATE market_data.sync_state SET
+        covered = %(covered)s, unavailable = %(unavailable)s, first_bar = %(first_bar)s, last_bar = %(last_bar)s,
+        status = 'ok', error_message = NULL, next_attempt_at = NULL, failures = 0,
+        last_sync_at = %(at)s, last_sync_rows = %(rows)s, last_sync_changed = %(changed)s,
+        asked_to = greatest(asked_to, %(asked_to)s), asked_at = greatest(asked_at, %(asked_at)s),
+        wanted = wanted + CASE WHEN %(asked_to)s::timestamptz > tracked_from
+            THEN tstzmultirange(tstzrange(tracked_from, %(asked_to)s)) ELSE '{}' END,
+        requested = requested - tstzmultirange(%(done)s::tstzrange),
+        recheck = recheck - coalesce(tstzmultirange(%(rechecked)s::tstzrange), '{}'),
+        rechecked_at = greatest(rechecked_at, %(rechecked_at)s)
+    WHERE symbol = %(symbol)s
 """

@@ -174,7 +174,7 @@ def _streams(conn: psycopg.Connection[Any], symbol: str) -> Iterator[bytes]:
     names = ("open", "high", "low", "close", "volume", "vwap")
     bars = Bars(ts=ts, trades=trades, **dict(zip(names, prices, strict=True)))
     for start in range(0, len(bars), 40_320):
-        yield binary_copy.encode(symbol, bars.take(np.arange(start, min(start + 40_320, len(bars)))))
+        yield binary_copy.encode([(symbol, bars.take(np.arange(start, min(start + 40_320, len(bars)))))])
 
 
 async def _read(url: str, engine: str) -> None:

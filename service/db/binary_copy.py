@@ -1,5 +1,7 @@
 """Bars as the bytes of PostgreSQL's binary COPY, written by numpy: row by row it would cost more than the database."""
 
+from collections.abc import Iterable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,19 +16,23 @@ _EPOCH_US = 946_684_800_000_000
 _NULLABLE = ("volume", "vwap", "trades")
 
 
-def encode(symbol: str, bars: Bars) -> bytes:
-    """A whole COPY stream of these bars. NaN volume and vwap and -1 trades become NULL.
+def encode(series: Iterable[tuple[str, Bars]]) -> bytes:
+    """A whole COPY stream of these symbols' bars. NaN volume and vwap and -1 trades become NULL.
 
-    Rows with the same columns NULL stand together, each such group in the order of time.
+    Of a symbol, rows with the same columns NULL stand together, each such group in the order of time.
     """
+    return b"".join([_HEADER, *(_groups(symbol, bars) for symbol, bars in series), _TRAILER])
+
+
+def _groups(symbol: str, bars: Bars) -> bytes:
     absent = {"volume": np.isnan(bars.volume), "vwap": np.isnan(bars.vwap), "trades": bars.trades < 0}
     pattern = sum(absent[name].astype(np.uint8) << bit for bit, name in enumerate(_NULLABLE))
-    parts = [_HEADER]
+    parts = []
     for found in np.unique(np.asarray(pattern)):
         nulls = {name for bit, name in enumerate(_NULLABLE) if found >> bit & 1}
         rows = bars if len(nulls) == 0 and not np.any(pattern) else bars.take(pattern == found)
         parts.append(_rows(symbol.encode(), rows, nulls))
-    return b"".join([*parts, _TRAILER])
+    return b"".join(parts)
 
 
 def _rows(symbol: bytes, bars: Bars, nulls: set[str]) -> bytes:

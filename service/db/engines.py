@@ -1,6 +1,6 @@
 """What TimescaleDB and plain PostgreSQL do differently: one implementation each, and no `if` about it elsewhere."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -8,6 +8,7 @@ from psycopg import AsyncConnection, Connection
 
 from service.coverage import Retention
 from service.db.plain import Plain
+from service.db.policies import DatabaseJob
 from service.db.timescaledb import TimescaleDB
 from service.ranges import Range
 from service.timeframes import Timeframe
@@ -27,17 +28,35 @@ class Engine(Protocol):
     def floors(self, retention: Retention, now: datetime) -> dict[Timeframe, datetime | None]:
         """Below which instant each timeframe's data is gone; None: everything is kept."""
 
-    async def derive(self, conn: AsyncConnection[Any], symbol: str, altered: Range) -> None:
-        """Within the transaction that wrote these bars: derive the aggregates above them, if that is done at once."""
+    async def derive(self, conn: AsyncConnection[Any], altered: Mapping[str, Range]) -> None:
+        """Within the transaction that wrote bars in these symbols' ranges: derive what is above them, if at once."""
 
-    async def note(self, conn: AsyncConnection[Any], change_id: int) -> None:
-        """Within the same transaction: note that the change is still to refresh, if it is."""
+    async def note(self, conn: AsyncConnection[Any], change_ids: Sequence[int]) -> None:
+        """Within the same transaction: note that these changes are still to refresh, if they are."""
 
     async def refresh(self, conn: AsyncConnection[Any], retention: Retention, now: datetime) -> int:
         """Derive what was noted as due, on an autocommit connection, one caller a database.
 
         Returns the number of changes worked off. May be interrupted anywhere: what is not done stays noted.
         """
+
+    async def materialized(self, conn: AsyncConnection[Any]) -> dict[Timeframe, datetime | None]:
+        """Up to where (exclusive) each aggregate is stored, None: nowhere yet; above it is computed when read.
+
+        A timeframe that is not named is always stored whole.
+        """
+
+    def age(self, conn: Connection[Any], retention: Retention, recheck_days: int) -> None:
+        """Make the database drop and compress as the settings ask; what is so already stays as it is.
+
+        conn: in autocommit mode. Bars younger than the re-checks reach are not compressed.
+        """
+
+    async def jobs(self, conn: AsyncConnection[Any]) -> list[DatabaseJob]:
+        """What the database does by itself, and how it went."""
+
+    async def purge(self, conn: AsyncConnection[Any], symbol: str) -> None:
+        """Within the caller's transaction: delete every bar and candle of a symbol, below every floor too."""
 
 
 ENGINES: Mapping[str, Engine] = {"timescaledb": TimescaleDB(), "plain": Plain()}

@@ -1,5 +1,6 @@
 """PostgreSQL without the extension: the transaction that writes bars derives the aggregates; nothing ages."""
 
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from itertools import pairwise
 from typing import Any, LiteralString
@@ -7,6 +8,7 @@ from typing import Any, LiteralString
 from psycopg import AsyncConnection, Connection, sql
 
 from service.coverage import Retention
+from service.db.policies import DatabaseJob
 from service.errors import DatabaseError
 from service.ranges import Range
 from service.timeframes import Timeframe
@@ -34,7 +36,7 @@ class Plain:
         """Everything is kept."""
         return dict.fromkeys(Timeframe)
 
-    async def derive(self, conn: AsyncConnection[Any], symbol: str, altered: Range) -> None:
+    async def derive(self, conn: AsyncConnection[Any], altered: Mapping[str, Range]) -> None:
         """Recompute every bucket that holds an altered bar, finest level first."""
         for finer, timeframe in pairwise(Timeframe):
             names = {
@@ -42,29 +44,48 @@ class Plain:
                 "finer": sql.Identifier("market_data", finer.table),
             }
             arguments = {
-                "symbol": symbol,
-                "start": timeframe.floor(altered.start),
-                "end": timeframe.ceil(altered.end),
+                "symbols": list(altered),
+                "starts": [timeframe.floor(one.start) for one in altered.values()],
+                "ends": [timeframe.ceil(one.end) for one in altered.values()],
                 "length": timeframe.length,
             }
             await conn.execute(sql.SQL(_DELETE_BUCKETS).format(**names), arguments)
             await conn.execute(sql.SQL(_COMPUTE_BUCKETS).format(**names), arguments)
 
-    async def note(self, conn: AsyncConnection[Any], change_id: int) -> None:
+    async def note(self, conn: AsyncConnection[Any], change_ids: Sequence[int]) -> None:
         """Nothing: all is derived already."""
 
     async def refresh(self, conn: AsyncConnection[Any], retention: Retention, now: datetime) -> int:  # noqa: ARG002 - the engines share one signature
         """Nothing is ever due."""
         return 0
 
+    async def materialized(self, conn: AsyncConnection[Any]) -> dict[Timeframe, datetime | None]:  # noqa: ARG002 - as above
+        """Every aggregate is stored whole."""
+        return {}
+
+    def age(self, conn: Connection[Any], retention: Retention, recheck_days: int) -> None:
+        """Nothing: all is kept as it is."""
+
+    async def jobs(self, conn: AsyncConnection[Any]) -> list[DatabaseJob]:  # noqa: ARG002 - as above
+        """It does nothing by itself."""
+        return []
+
+    async def purge(self, conn: AsyncConnection[Any], symbol: str) -> None:
+        """Delete the symbol from all six tables."""
+        for timeframe in Timeframe:
+            query = sql.SQL("DELETE FROM {} WHERE symbol = %(symbol)s")
+            await conn.execute(query.format(sql.Identifier("market_data", timeframe.table)), {"symbol": symbol})
+
 
 _DELETE_BUCKETS: LiteralString = """
-    DELETE FROM {level} WHERE symbol = %(symbol)s AND ts >= %(start)s AND ts < %(end)s
+    DELETE FROM {level} AS c
+    USING unnest(%(symbols)s::text[], %(starts)s::timestamptz[], %(ends)s::timestamptz[]) AS a (symbol, starts, ends)
+    WHERE c.symbol = a.symbol AND c.ts >= a.starts AND c.ts < a.ends
 """
 _COMPUTE_BUCKETS: LiteralString = """
     INSERT INTO {level} (symbol, ts, open, high, low, close, volume, vwap, trades)
     SELECT
-        symbol,
+        c.symbol,
         date_bin(%(length)s, ts, TIMESTAMPTZ '1970-01-01 00:00+00') AS bucket,
         (array_agg(open ORDER BY ts))[1],
         max(high),
@@ -74,7 +95,8 @@ _COMPUTE_BUCKETS: LiteralString = """
         CASE WHEN count(*) FILTER (WHERE volume > 0 AND vwap IS NULL) = 0
             THEN sum(vwap * volume) / nullif(sum(volume), 0) END,
         sum(trades)::bigint
-    FROM {finer}
-    WHERE symbol = %(symbol)s AND ts >= %(start)s AND ts < %(end)s
-    GROUP BY symbol, bucket
+    FROM {finer} AS c
+    JOIN unnest(%(symbols)s::text[], %(starts)s::timestamptz[], %(ends)s::timestamptz[]) AS a (symbol, starts, ends)
+        ON c.symbol = a.symbol AND c.ts >= a.starts AND c.ts < a.ends
+    GROUP BY c.symbol, bucket
 """

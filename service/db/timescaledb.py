@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Any
@@ -11,9 +12,11 @@ from psycopg import AsyncConnection, Connection
 
 from service import coverage
 from service.coverage import Retention
+from service.db import policies, purge
+from service.db.conflicts import CONFLICTS
 from service.errors import DatabaseError
 from service.ranges import Range, Ranges
-from service.timeframes import Timeframe
+from service.timeframes import AGGREGATED, Timeframe
 
 WEEK = timedelta(days=7)
 """Stale ranges closer than this are joined: what lies between costs next to nothing."""
@@ -33,11 +36,6 @@ OLDEST = (2, 28)
 NOT_PRELOADED = (
     "the timescaledb extension is installed but not loaded: add it to shared_preload_libraries "
     "in postgresql.conf and restart PostgreSQL"
-)
-_CONFLICTS = (
-    psycopg.errors.LockNotAvailable,
-    psycopg.errors.DeadlockDetected,
-    psycopg.errors.SerializationFailure,
 )
 _TRIES = 8
 
@@ -92,12 +90,14 @@ class TimescaleDB:
         """Retention's midnights."""
         return {timeframe: coverage.floor(now, retention.get(timeframe)) for timeframe in Timeframe}
 
-    async def derive(self, conn: AsyncConnection[Any], symbol: str, altered: Range) -> None:
+    async def derive(self, conn: AsyncConnection[Any], altered: Mapping[str, Range]) -> None:
         """Nothing: a refresh costs by time, not by symbol, so it waits for the whole slice."""
 
-    async def note(self, conn: AsyncConnection[Any], change_id: int) -> None:
-        """Note the change as still to refresh."""
-        await conn.execute("INSERT INTO market_data.pending_refreshes (change_id) VALUES (%s)", (change_id,))
+    async def note(self, conn: AsyncConnection[Any], change_ids: Sequence[int]) -> None:
+        """Note the changes as still to refresh."""
+        await conn.execute(
+            "INSERT INTO market_data.pending_refreshes (change_id) SELECT unnest(%s::bigint[])", (list(change_ids),)
+        )
 
     async def refresh(self, conn: AsyncConnection[Any], retention: Retention, now: datetime) -> int:
         """Refresh every level, finest first, over all ranges noted."""
@@ -116,6 +116,22 @@ class TimescaleDB:
                     await _refresh(conn, timeframe, Range(start, window.end))
         await conn.execute("DELETE FROM market_data.pending_refreshes WHERE change_id = ANY(%s)", (ids,))
         return len(ids)
+
+    async def materialized(self, conn: AsyncConnection[Any]) -> dict[Timeframe, datetime | None]:
+        """The watermarks."""
+        return {timeframe: await _watermark(conn, timeframe) for timeframe in AGGREGATED}
+
+    def age(self, conn: Connection[Any], retention: Retention, recheck_days: int) -> None:
+        """By policies."""
+        policies.reconcile(conn, retention, recheck_days)
+
+    async def jobs(self, conn: AsyncConnection[Any]) -> list[policies.DatabaseJob]:
+        """The policies."""
+        return await policies.jobs(conn)
+
+    async def purge(self, conn: AsyncConnection[Any], symbol: str) -> None:
+        """Past the aggregates' views, and as much as there is."""
+        await purge.purge(conn, symbol)
 
 
 def windows(
@@ -215,7 +231,7 @@ async def _refresh_part(conn: AsyncConnection[Any], timeframe: Timeframe, part: 
                 " options => jsonb_build_object('buckets_per_batch', 0))",
                 (f"market_data.{timeframe.table}", part.start, part.end),
             )
-        except _CONFLICTS:
+        except CONFLICTS:
             if not tries_left:
                 raise
             await asyncio.sleep(random.uniform(0.1, 1.0))  # noqa: S311 - jitter

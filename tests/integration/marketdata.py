@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from service.db.migrate import migrate
 from service.db.preflight import checked
 from service.ledger import want
 from service.ranges import Range
-from service.store import Stored, store_piece
+from service.store import Answered, Stored, store
 from service.timeframes import AGGREGATED
 
 SETTLE = timedelta(minutes=15)
@@ -73,19 +73,20 @@ async def put(
     bars: Bars | None = None,
     rejected: Iterable[RejectedBar] = (),
     source: str = SOURCE,
+    kind: Literal["edge", "backfill", "recheck"] = "backfill",
 ) -> Stored:
     """Ask for a range and store an answer to it: a bar for every minute unless bars are given."""
     await want(conn, [symbol], Range(start, end))
-    return await store_piece(
-        conn,
-        engine,
-        Piece(symbol=symbol, ticker="", range=Range(start, end)),
-        invent(minutes(start, min(end, now))) if bars is None else bars,
-        list(rejected),
+    answer = Answered(
+        piece=Piece(symbol=symbol, ticker="", range=Range(start, end)),
+        bars=invent(minutes(start, min(end, now))) if bars is None else bars,
+        rejected=list(rejected),
         source=source,
-        now=now,
-        settle=SETTLE,
+        asked_at=now,
+        kind=kind,
     )
+    (stored,) = await store(conn, engine, [answer], settle=SETTLE)
+    return stored
 
 
 NOW = at("2024-03-05 12:07:30")

@@ -20,7 +20,7 @@ from service.db import timescaledb
 from service.db.connect import Database
 from service.db.preflight import checked
 from service.ranges import Range, Ranges
-from service.store import store_piece
+from service.store import Answered, store
 from service.timeframes import AGGREGATED, Timeframe
 from tests.integration.marketdata import SETTLE, SOURCE, at, invent, minutes, only_active, put, wrong_candles
 
@@ -432,16 +432,14 @@ class World:
                 if minute < self.now - self._delay[piece.symbol]
                 and minute.timestamp() // 60 % self._every[piece.symbol] == 0
             ]
-            await store_piece(
-                self._conn,
-                self._db.engine,
-                piece,
-                invent(there[:: len(there) // 3000 + 1], volume=piece.symbol != "SPX500"),
-                [],
+            answer = Answered(
+                piece=piece,
+                bars=invent(there[:: len(there) // 3000 + 1], volume=piece.symbol != "SPX500"),
+                rejected=[],
                 source=SOURCE,
-                now=self.now,
-                settle=SETTLE,
+                asked_at=self.now,
             )
+            await store(self._conn, self._db.engine, [answer], settle=SETTLE)
 
     async def _history(self) -> None:
         start = coverage.minute_floor(self.now) - self._dice.choice([1, 5, 30, 60]) * DAY

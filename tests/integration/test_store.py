@@ -12,16 +12,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg import AsyncConnection, sql
 
-from service import ledger, store
+from service import ledger, merge
 from service.bars import Bars, RejectedBar, to_ms
-from service.coverage import MINUTE, Ledger, Piece
+from service.coverage import MINUTE, Ledger
 from service.db.connect import Database
 from service.db.engines import Engine
 from service.db.preflight import checked
 from service.errors import SourceMismatch, UnknownSymbol
 from service.ranges import Range, Ranges
-from service.store import Stored, store_piece
-from tests.integration.marketdata import SETTLE, at, invent, minutes, put, wrong_candles
+from service.store import Stored
+from tests.integration.marketdata import at, invent, minutes, put, wrong_candles
 
 NOW = at("2024-03-05 12:07:30")
 TEN, ELEVEN, TWELVE = (at(f"2024-03-05 {hour}:00") for hour in (10, 11, 12))
@@ -298,8 +298,9 @@ async def test_a_success_clears_what_the_last_failure_left(db: Database, conn: A
         "SELECT status, error_message, next_attempt_at, last_sync_rows, last_sync_at IS NOT NULL"
         " FROM market_data.sync_state WHERE symbol = 'EURUSD'"
     )
-    await ledger.note_failure(conn, "EURUSD", "the plan does not cover it", NOW)
-    assert await rows(conn, told) == [("failed", "the plan does not cover it", NOW, None, False)]
+    hour = timedelta(hours=1)
+    assert await ledger.note_failure(conn, "EURUSD", "no such ticker", now=NOW - hour, rest=hour) == 1
+    assert await rows(conn, told) == [("failed", "no such ticker", NOW, None, False)]
     await put(conn, db.engine, "EURUSD", TEN, ELEVEN, now=NOW)
     assert await rows(conn, told) == [("ok", None, None, 60, True)]
 
@@ -373,9 +374,9 @@ async def test_bars_that_the_table_refuses_are_an_error_and_not_a_part_of_an_ans
     assert (await known(conn)).covered == Ranges()
 
 
-async def test_a_symbol_without_a_ledger_stores_nothing(db: Database, conn: AsyncConnection[Any]) -> None:
-    with pytest.raises(LookupError, match="no ledger for NOSUCH"):
-        await put(conn, db.engine, "NOSUCH", TEN, ELEVEN, now=NOW)
+async def test_a_symbol_that_was_removed_meanwhile_stores_nothing(db: Database, conn: AsyncConnection[Any]) -> None:
+    assert await put(conn, db.engine, "NOSUCH", TEN, ELEVEN, now=NOW) == Stored()
+    assert await ledger.source(conn) is None
     assert await rows(conn, "SELECT count(*) FROM market_data.candles_1m") == [(0,)]
 
 
@@ -463,8 +464,5 @@ async def test_a_bar_that_appeared_meanwhile_is_merged_and_not_an_error(
     async def untouched(*_: object) -> bool:
         return True
 
-    monkeypatch.setattr(store, "_untouched", untouched)
-    piece = Piece(symbol="EURUSD", ticker="", range=Range(TEN, ELEVEN))
-    bars = invent(minutes(TEN, ELEVEN))
-    stored = await store_piece(conn, db.engine, piece, bars, [], source="replay:csv", now=NOW, settle=SETTLE)
-    assert stored == Stored(new=59, unchanged=1)
+    monkeypatch.setattr(merge, "_untouched", untouched)
+    assert await put(conn, db.engine, "EURUSD", TEN, ELEVEN, now=NOW) == Stored(new=59, unchanged=1)

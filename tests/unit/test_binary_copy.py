@@ -67,7 +67,7 @@ def copied(conn: psycopg.Connection[Any], symbol: str, written: Bars) -> list[tu
     conn.execute("TRUNCATE copied")
     columns = ", ".join(binary_copy.COLUMNS)
     with conn.cursor() as cursor, cursor.copy(f"COPY copied ({columns}) FROM STDIN (FORMAT BINARY)") as copy:
-        copy.write(binary_copy.encode(symbol, written))
+        copy.write(binary_copy.encode([(symbol, written)]))
     return conn.execute("SELECT * FROM copied ORDER BY ts", binary=True).fetchall()
 
 
@@ -91,9 +91,9 @@ def test_rows_with_the_same_columns_missing_stand_together_each_in_the_order_of_
     index = whole._replace(volume=None, vwap=None, trades=None)
     mixed = bars([1, 2, 3, 4], [whole, index, whole, index])
     in_groups = bars([1, 3], [whole, whole]), bars([2, 4], [index, index])
-    header = len(binary_copy.encode("A", Bars.empty())) - 2
-    assert binary_copy.encode("A", mixed) == (
-        binary_copy.encode("A", in_groups[0])[:-2] + binary_copy.encode("A", in_groups[1])[header:]
+    header = len(binary_copy.encode([("A", Bars.empty())])) - 2
+    assert binary_copy.encode([("A", mixed)]) == (
+        binary_copy.encode([("A", in_groups[0])])[:-2] + binary_copy.encode([("A", in_groups[1])])[header:]
     )
 
 
