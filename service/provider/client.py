@@ -6,7 +6,8 @@ import random
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from urllib.parse import quote, unquote_plus
 
 import httpx
@@ -52,6 +53,9 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """"polygon", or "replay:<name>" if the answer came from a replay server."""
     delayed: bool
     """Whether the plan's newest bars come late (status DELAYED)."""
+    asked_at: datetime
+    """When this try began, aware UTC: by our clock or the provider's, whichever is behind. A clock that runs ahead
+    would take forming bars for ended ones, and what is still to come for empty."""
 
 
 class ProviderClient:
@@ -75,6 +79,8 @@ class ProviderClient:
     ) -> None:
         self._base = _base(base_url)
         self._clock = clock
+        self.clock_ahead: timedelta | None = None
+        """How far our clock is ahead of the provider's, to a second or so; None before the first answer."""
         self._transport = Transport(
             http, api_key=api_key, limiter=limiter, clock=clock, sleep=sleep, rng=rng, retry=retry
         )
@@ -98,7 +104,7 @@ class ProviderClient:
         broken = doubtful = 0
         while True:
             try:
-                page, source = await self._fetch_piece(ticker, start, end, tally)
+                page, source, asked_at = await self._fetch_piece(ticker, start, end, tally)
             except BadPayload as exc:
                 broken += 1
                 if broken == PAYLOAD_TRIES:
@@ -108,14 +114,16 @@ class ProviderClient:
             doubtful += 1
             sightings.update((bar.ts, bar.raw) for bar in page.impossible)
             if all(sightings[bar.ts, bar.raw] >= SIGHTINGS for bar in page.impossible):
-                return _answer(page, source, tally)
+                return _answer(page, source, tally, asked_at)
             if doubtful == DOUBTFUL_TRIES:
                 reason = f"{len(page.impossible)} impossible bars, not the same ones in {doubtful} tries; the first: "
                 reason += f"{page.impossible[0].raw} ({page.impossible[0].reason})"
                 raise self._bad(reason, self._first_url(ticker, start, end))
 
-    async def _fetch_piece(self, ticker: str, start: datetime, end: datetime, tally: Tally) -> tuple[Page, str]:
-        """All pages of one try, joined, without the bars still open, and their source."""
+    async def _fetch_piece(
+        self, ticker: str, start: datetime, end: datetime, tally: Tally
+    ) -> tuple[Page, str, datetime]:
+        """All pages of one try, joined, without the bars still open; their source; and when the try began."""
         began = self._clock()
         asked = [self._first_url(ticker, start, end)]
         most = (end - start) // timedelta(minutes=1000) + 10
@@ -126,6 +134,10 @@ class ProviderClient:
         while True:
             response = await self._transport.get(asked[-1], tally)
             sources.add(_source(response))
+            told = _date(response)
+            if told is not None:
+                self.clock_ahead = self._clock() - told
+                began = min(began, told)
             try:
                 page = wire.decode(response.content, ticker=ticker, start=start, end=end)
             except BadPayload as exc:
@@ -142,7 +154,7 @@ class ProviderClient:
         if len(sources) > 1:
             raise self._bad(f"pages of different sources: {', '.join(sorted(sources))}", asked[0])
         try:
-            return wire.join(pages), sources.pop()
+            return wire.join(pages), sources.pop(), began
         except BadPayload as exc:
             raise self._bad(str(exc), asked[0]) from None
 
@@ -198,7 +210,7 @@ async def open_client(
         yield ProviderClient(http, base_url=base_url, api_key=api_key, limiter=limiter, clock=clock, retry=retry)
 
 
-def _answer(page: Page, source: str, tally: Tally) -> Answer:
+def _answer(page: Page, source: str, tally: Tally, asked_at: datetime) -> Answer:
     rejected = np.array([bar.ts for bar in page.impossible], np.int64)
     return Answer(
         bars=page.bars.take(~np.isin(page.bars.ts, rejected)),
@@ -206,6 +218,7 @@ def _answer(page: Page, source: str, tally: Tally) -> Answer:
         requests=tally.requests,
         source=source,
         delayed=page.delayed,
+        asked_at=asked_at,
     )
 
 
@@ -220,6 +233,15 @@ def _check_range(start: datetime, end: datetime) -> None:
 def _source(response: httpx.Response) -> str:
     replay = response.headers.get(REPLAY_HEADER)
     return "polygon" if replay is None else f"replay:{replay}"
+
+
+def _date(response: httpx.Response) -> datetime | None:
+    """The provider's clock; None where it does not say."""
+    try:
+        at = parsedate_to_datetime(response.headers.get("Date", ""))
+    except (ValueError, OverflowError):
+        return None
+    return at.replace(tzinfo=at.tzinfo or UTC).astimezone(UTC)
 
 
 def _base(text: str) -> httpx.URL:

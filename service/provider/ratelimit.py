@@ -70,16 +70,24 @@ class SlidingWindow:
                 self._free_at.append(self._seconds() + self._window)
             self._answered.set()
 
+    async def free(self) -> None:
+        """Wait until a place is free, without taking it: so that what is asked for can be chosen at the last moment."""
+        async with self._turn:
+            await self._until_free()
+
     async def _enter(self) -> None:
         """Return when a place is free, and take it."""
         async with self._turn:
-            while (wait := self._wait()) is not None:
-                if wait > 0:
-                    await self._sleep(max(wait, SHORTEST_SLEEP))
-                else:
-                    self._answered.clear()
-                    await self._answered.wait()
+            await self._until_free()
             self._in_flight += 1
+
+    async def _until_free(self) -> None:
+        while (wait := self._wait()) is not None:
+            if wait > 0:
+                await self._sleep(max(wait, SHORTEST_SLEEP))
+            else:
+                self._answered.clear()
+                await self._answered.wait()
 
     def _wait(self) -> float | None:
         """Seconds until a place may be free; None if one is, 0 if that depends on the answer to a call in flight."""

@@ -6,7 +6,8 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextlib import suppress
-from datetime import datetime
+from datetime import UTC, datetime
+from email.utils import format_datetime
 from typing import Any, Literal
 
 import msgspec
@@ -156,6 +157,7 @@ class ReplayApp:
             (b"content-type", answer.content_type),
             (b"content-length", str(len(answer.body)).encode()),
             (b"x-candlewick-replay", self.market.source.name.encode()),
+            (b"date", format_datetime(self._clock().astimezone(UTC), usegmt=True).encode()),
             *answer.headers,
         ]
         await send({"type": "http.response.start", "status": answer.status, "headers": headers})
