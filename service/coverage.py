@@ -98,12 +98,17 @@ def minute_floor(at: datetime) -> datetime:
 
 def plan(ledgers: Iterable[Ledger], within: Ranges) -> list[Slice]:
     """The missing work within the given set: slices of the grid, newest first, in each all symbols as given."""
+    return cut((ledger.symbol, ledger.ticker, ledger.work(within)) for ledger in ledgers)
+
+
+def cut(work: Iterable[tuple[str, str, Ranges]]) -> list[Slice]:
+    """Work by symbol and ticker as slices of the grid, newest first, in each all symbols as given."""
     slices: dict[datetime, list[Piece]] = {}
-    for ledger in ledgers:
-        for part in ledger.work(within):
-            for cut in _cut(part):
-                start = EPOCH + (cut.start - EPOCH) // GRID * GRID
-                slices.setdefault(start, []).append(Piece(symbol=ledger.symbol, ticker=ledger.ticker, range=cut))
+    for symbol, ticker, parts in work:
+        for part in parts:
+            for span in _cut(part):
+                start = EPOCH + (span.start - EPOCH) // GRID * GRID
+                slices.setdefault(start, []).append(Piece(symbol=symbol, ticker=ticker, range=span))
     return [Slice(start=start, pieces=tuple(slices[start])) for start in sorted(slices, reverse=True)]
 
 

@@ -87,3 +87,9 @@ class Unavailable(ProviderError):
 
 class BadPayload(ProviderError):
     """A body that cannot be trusted (broken, of wrong types, contradictory): nothing of it may be stored."""
+
+
+def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error that ended a group of tasks, without the tasks that fell with it."""
+    inner = group.exceptions[0]
+    return first_of(inner) if isinstance(inner, BaseExceptionGroup) else inner

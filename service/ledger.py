@@ -12,7 +12,14 @@ from service.db.connect import as_range, as_ranges
 from service.errors import SourceMismatch, UnknownSymbol
 from service.ranges import Range
 
-COLUMNS = "symbol, ticker, asset_type, wanted, covered, unavailable, first_bar, last_bar"
+COLUMNS = (
+    "symbol, ticker, asset_type,"
+    # What is tracked is wanted up to any present.
+    " wanted + CASE WHEN tracked_from IS NULL THEN '{}' ELSE tstzmultirange(tstzrange(tracked_from, '9999-01-01')) END,"
+    " covered, unavailable, first_bar, last_bar"
+)
+REQUESTS = "candlewick_requests"
+"""The channel of the database on which a worker hears that somebody asked for something."""
 FROM = "FROM market_data.sync_state JOIN market_data.instruments USING (symbol)"
 
 
@@ -70,16 +77,12 @@ async def claim_source(conn: AsyncConnection[Any], claimed: str) -> None:
         )
 
 
-async def locked(conn: AsyncConnection[Any], symbol: str) -> Ledger:
-    """The ledger of a symbol, held to the end of the transaction; LookupError where there is none."""
+async def locked(conn: AsyncConnection[Any], symbols: Sequence[str]) -> dict[str, Ledger]:
+    """The ledgers of these symbols, held to the end of the transaction; a removed symbol is left out."""
     cursor = await conn.execute(
-        f"SELECT {COLUMNS} {FROM} WHERE symbol = %s FOR UPDATE OF sync_state",
-        (symbol,),
+        f"SELECT {COLUMNS} {FROM} WHERE symbol = ANY(%s) ORDER BY symbol FOR UPDATE OF sync_state", (list(symbols),)
     )
-    row = await cursor.fetchone()
-    if row is None:
-        raise LookupError(f"no ledger for {symbol}")
-    return from_row(row)
+    return {row[0]: from_row(row) for row in await cursor.fetchall()}
 
 
 def from_row(row: Sequence[Any]) -> Ledger:
@@ -112,10 +115,53 @@ async def record_call(conn: AsyncConnection[Any], at: datetime, keep: timedelta)
     )
 
 
-async def note_failure(conn: AsyncConnection[Any], symbol: str, message: str, next_attempt_at: datetime) -> None:
-    """Keep why a symbol's last attempt failed, and when to try again."""
-    await conn.execute(
-        "UPDATE market_data.sync_state SET status = 'failed', error_message = %s, next_attempt_at = %s"
-        " WHERE symbol = %s",
-        (message, next_attempt_at, symbol),
+async def note_failure(
+    conn: AsyncConnection[Any],
+    symbol: str,
+    message: str,
+    *,
+    now: datetime,
+    refused: bool = False,
+    rest: timedelta | None = None,
+) -> int:
+    """Keep why a symbol's last attempt failed, and when to try again; returns how often in a row it failed.
+
+    refused: the plan does not cover it. rest: until the next attempt; None: a minute, doubled each time, to an hour.
+    """
+    cursor = await conn.execute(
+        "UPDATE market_data.sync_state SET status = %(status)s, error_message = %(message)s, failures = failures + 1,"
+        " requested = '{}', next_attempt_at = %(now)s + coalesce(%(rest)s,"
+        " least(interval '1 hour', interval '1 minute' * 2 ^ least(failures, 10)) * (0.75 + 0.25 * random()))"
+        " WHERE symbol = %(symbol)s RETURNING failures",
+        {
+            "status": "refused" if refused else "failed",
+            "message": message,
+            "now": now,
+            "rest": rest,
+            "symbol": symbol,
+        },
     )
+    row = await cursor.fetchone()
+    return row[0] if row else 0
+
+
+async def request(conn: AsyncConnection[Any], symbols: Sequence[str], asked: Range) -> None:
+    """Ask for a range and wait for it: it goes before all other work, and a worker hears of it at once."""
+    async with conn.transaction():
+        await want(conn, symbols, asked)
+        await conn.execute(
+            "UPDATE market_data.sync_state SET requested = requested + tstzmultirange(%(asked)s),"
+            " next_attempt_at = NULL WHERE symbol = ANY(%(symbols)s)",
+            {"symbols": list(symbols), "asked": as_range(asked)},
+        )
+        await conn.execute(f"NOTIFY {REQUESTS}")
+
+
+async def failed_since(conn: AsyncConnection[Any], symbols: Sequence[str], since: datetime) -> dict[str, str]:
+    """Why the last attempt of these symbols failed, for those that are to be tried again after an instant."""
+    cursor = await conn.execute(
+        "SELECT symbol, error_message FROM market_data.sync_state"
+        " WHERE symbol = ANY(%s) AND error_message IS NOT NULL AND next_attempt_at > %s",
+        (list(symbols), since),
+    )
+    return dict(await cursor.fetchall())

@@ -1,31 +1,37 @@
-"""Fetching, storing and refreshing at the same time: what a backfill spends its time in."""
+"""Fetching, storing and refreshing at the same time: what a backfill and a pass of the worker spend their time in."""
 
 import asyncio
-from collections import Counter
+import random
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
-from itertools import islice
+from typing import Protocol
 
-import msgspec
-
-from service import store
-from service.coverage import Piece, Slice
+from service.agenda import Call
+from service.db.conflicts import CONFLICTS
 from service.db.connect import Database
-from service.errors import BadPayload, BadRequest, NotAuthorized, NotEntitled, ProviderError, Unavailable
-from service.plan import Watcher
+from service.errors import ProviderError
 from service.provider.client import Answer, ProviderClient
-from service.ranges import Range
 from service.settings import Settings
-from service.store import Stored
-from service.timeframes import Timeframe
+from service.store import Answered, Stored, store
 
-FETCHERS = 4
-"""Calls in flight at once, where the plan allows as many."""
 WRITERS = 2
-ANSWERS_WAITING = 2
-"""Answers fetched and not yet being stored; bounds the memory together with the calls in flight."""
-OUTAGES_UNTIL_HALT = 3
-"""So many pieces in a row that find the provider unavailable end the run: the rest would fare no better."""
+EDGES_TOGETHER = 64
+"""So many answers at the edge share a transaction at most."""
+TRIES = 5
+"""So often is a transaction begun that lost a conflict with another one."""
+
+
+class Source(Protocol):
+    """Says what to fetch, and is told what became of it."""
+
+    async def next(self) -> Call | None:
+        """The next call, chosen as late as possible; None at the end."""
+
+    def failed(self, call: Call, exc: ProviderError) -> None:
+        """The provider gave no usable answer; nothing was stored."""
+
+    def stored(self, call: Call, answer: Answer, stored: Stored) -> bool:
+        """It is in the database. Returns whether now is a good time to refresh the aggregates."""
 
 
 class Pipeline:
@@ -36,118 +42,104 @@ class Pipeline:
         db: Database,
         settings: Settings,
         client: ProviderClient,
-        slices: Sequence[Slice],
+        source: Source,
         *,
-        watcher: Watcher,
+        fetchers: int,
         clock: Callable[[], datetime],
     ) -> None:
         self.total = Stored()
-        self.failures: dict[str, str] = {}
         self._db = db
         self._settings = settings
         self._client = client
-        self._watcher = watcher
+        self._source = source
+        self._fetchers = fetchers
         self._clock = clock
-        self._work = iter([(one.start, piece) for one in slices for piece in one.pieces])
-        self._open = Counter({one.start: len(one.pieces) for one in slices})
-        self._answers: asyncio.Queue[tuple[datetime, Piece, Answer, datetime]] = asyncio.Queue(ANSWERS_WAITING)
-        self._slice_done = asyncio.Event()
+        # Bounds the memory, together with the calls in flight.
+        self._answers: asyncio.Queue[tuple[Call, Answer]] = asyncio.Queue(max(2, fetchers // 2))
+        self._refresh_due = asyncio.Event()
         self._all_stored = False
-        self._halted: str | None = None
-        self._refused: dict[str, str] = {}
-        self._outages = 0
 
     async def go(self) -> None:
-        """Work until nothing is left."""
-        fetchers = min(FETCHERS, self._settings.polygon_rate_limit or FETCHERS)
+        """Work until the source has no more, all is stored, and the aggregates show it."""
         async with asyncio.TaskGroup() as helpers:
             writing = [helpers.create_task(self._write()) for _ in range(WRITERS)]
             helpers.create_task(self._refresh())
-            for start, piece in islice(self._work, 1):
-                await self._obtain(start, piece)  # alone: a key that is refused costs one call
-            async with asyncio.TaskGroup() as fetching:
-                for _ in range(fetchers):
-                    fetching.create_task(self._fetch())
+            if await self._obtain():  # alone: a key that is refused costs one call
+                async with asyncio.TaskGroup() as fetching:
+                    for _ in range(self._fetchers):
+                        fetching.create_task(self._fetch())
             await self._answers.join()
             for task in writing:
                 task.cancel()
-            self._watcher.refreshing()
             self._all_stored = True
-            self._slice_done.set()
+            self._refresh_due.set()
 
     async def _fetch(self) -> None:
-        for start, piece in self._work:
-            await self._obtain(start, piece)
+        while await self._obtain():
+            pass
 
-    async def _obtain(self, start: datetime, piece: Piece) -> None:
-        asked_at = self._clock()
-        floor = self._db.engine.floors(self._settings.retention, asked_at)[Timeframe.M1]
-        if floor is not None and piece.range.start < floor:  # a long run: the floor has risen since it was planned
-            if piece.range.end <= floor:
-                self._finish(start)
-                return
-            piece = msgspec.structs.replace(piece, range=Range(floor, piece.range.end))
+    async def _obtain(self) -> bool:
+        """Make the next call; False when there is none."""
+        call = await self._source.next()
+        if call is None:
+            return False
         try:
-            answer = await self._ask(piece)
+            answer = await self._client.fetch_bars(call.piece.ticker, call.piece.range.start, call.piece.range.end)
         except ProviderError as exc:
-            self._fail(piece, exc)
-            self._finish(start)
+            self._source.failed(call, exc)
         else:
-            self._outages = 0
-            await self._answers.put((start, piece, answer, asked_at))
-
-    async def _ask(self, piece: Piece) -> Answer:
-        if self._halted is not None:
-            raise ProviderError(self._halted)
-        if piece.symbol in self._refused:
-            raise ProviderError(self._refused[piece.symbol])
-        return await self._client.fetch_bars(piece.ticker, piece.range.start, piece.range.end)
-
-    def _fail(self, piece: Piece, exc: ProviderError) -> None:
-        reason = str(exc)
-        match exc:
-            case NotAuthorized():
-                self._halted = reason
-            case NotEntitled() | BadRequest():
-                self._refused[piece.symbol] = reason
-            case Unavailable():
-                self._outages += 1
-                if self._outages >= OUTAGES_UNTIL_HALT:
-                    self._halted = reason
-            case BadPayload() | ProviderError():
-                pass
-        self.failures.setdefault(piece.symbol, reason)
-        self._watcher.failed(piece, reason)
+            await self._answers.put((call, answer))
+        return True
 
     async def _write(self) -> None:
         while True:
-            start, piece, answer, asked_at = await self._answers.get()
-            async with self._db.connection() as conn:
-                stored = await store.store_piece(
-                    conn,
-                    self._db.engine,
-                    piece,
-                    answer.bars,
-                    answer.rejected,
-                    source=answer.source,
-                    now=asked_at,
-                    settle=timedelta(minutes=self._settings.settle_minutes),
-                )
-            self.total += stored
-            self._watcher.stored(piece, stored)
-            self._finish(start)
-            self._answers.task_done()
+            batch = [await self._answers.get()]
+            later: list[tuple[Call, Answer]] = []
+            # Edges are small: one transaction for all that wait, each of another symbol.
+            while (
+                batch[0][0].kind == "edge" and not later and len(batch) < EDGES_TOGETHER and not self._answers.empty()
+            ):
+                call, answer = self._answers.get_nowait()
+                alike = call.kind == "edge" and all(call.piece.symbol != known.piece.symbol for known, _ in batch)
+                (batch if alike else later).append((call, answer))
+            for part in (batch, later):
+                if part:
+                    await self._store(part)
+                for _ in part:
+                    self._answers.task_done()
 
-    def _finish(self, start: datetime) -> None:
-        self._open[start] -= 1
-        if not self._open[start]:
-            self._slice_done.set()
+    async def _store(self, batch: Sequence[tuple[Call, Answer]]) -> None:
+        answers = [
+            Answered(
+                piece=call.piece,
+                bars=answer.bars,
+                rejected=answer.rejected,
+                source=answer.source,
+                asked_at=answer.asked_at,
+                kind=call.kind,
+            )
+            for call, answer in batch
+        ]
+        settle = timedelta(minutes=self._settings.settle_minutes)
+        for tries_left in reversed(range(TRIES)):
+            try:
+                async with self._db.connection() as conn:
+                    counts = await store(conn, self._db.engine, answers, settle=settle)
+                break
+            except CONFLICTS:
+                if not tries_left:
+                    raise
+                await asyncio.sleep(random.uniform(0.05, 0.5))  # noqa: S311 - jitter
+        for (call, answer), stored in zip(batch, counts, strict=True):
+            self.total += stored
+            if self._source.stored(call, answer, stored):
+                self._refresh_due.set()
 
     async def _refresh(self) -> None:
         last = False
         while not last:
-            await self._slice_done.wait()
-            self._slice_done.clear()
+            await self._refresh_due.wait()
+            self._refresh_due.clear()
             last = self._all_stored
             async with self._db.connection() as conn:
                 await self._db.engine.refresh(conn, self._settings.retention, self._clock())

@@ -1,12 +1,14 @@
 """What a backfill is going to do and what it did, for those who watch it."""
 
+from collections.abc import Sequence
+from datetime import datetime
 from typing import Protocol
 
 import msgspec
 
 from service import coverage
 from service.coverage import Ledger, Piece, Slice
-from service.ranges import Range
+from service.ranges import Range, Ranges
 from service.store import Stored
 
 OPEN_SHARE = {"forex": 5 / 7, "commodity": 5 / 7, "index": 0.19, "crypto": 1.0, "stock": 0.48}
@@ -45,6 +47,12 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         return 0 if self.rate_limit is None or not self.requests else (self.requests - 1) // self.rate_limit
 
 
+def plan_of(ledgers: Sequence[Ledger], asked: Range, rate_limit: int | None, now: datetime) -> Plan:
+    """What a backfill of this range would do now."""
+    slices = coverage.plan(ledgers, Ranges.of(asked.start, min(asked.end, coverage.minute_floor(now))))
+    return Plan(asked=asked, ledgers=tuple(ledgers), slices=tuple(slices), rate_limit=rate_limit)
+
+
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """What a backfill did."""
 
@@ -53,6 +61,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     failures: dict[str, str]
     """Symbol to the reason of its first failed piece."""
+    followed: bool = False
+    """Another process fetched all of it; the counts are that one's."""
 
 
 class Watcher(Protocol):

@@ -28,8 +28,12 @@ def summarize(summary: Summary) -> str:
     """What happened: counts in one line, and a line for each symbol that failed."""
     stored = summary.stored
     counts = (
-        f"Bars: {stored.new:,} new, {stored.changed:,} changed, {stored.unchanged:,} unchanged,"
-        f" {stored.rejected:,} rejected; {summary.requests:,} requests; {summary.seconds:.1f} s."
+        f"Another process fetched it; {summary.seconds:.1f} s."
+        if summary.followed
+        else (
+            f"Bars: {stored.new:,} new, {stored.changed:,} changed, {stored.unchanged:,} unchanged,"
+            f" {stored.rejected:,} rejected; {summary.requests:,} requests; {summary.seconds:.1f} s."
+        )
     )
     failed = [f"FAILED {symbol}: {reason}" for symbol, reason in sorted(summary.failures.items())]
     if failed:
@@ -116,7 +120,10 @@ class Bars:
         self._progress.stop()
 
     def planned(self, plan: Plan) -> None:
-        """Say what will be done, and draw the bars."""
+        """Say what will be done, and draw the bars; anew if it takes over from another process."""
+        for task in self._tasks.values():
+            self._progress.remove_task(task)
+        self._tasks.clear()
         self._progress.console.print(announce(plan), highlight=False)
         for symbol, pieces in Counter(piece.symbol for one in plan.slices for piece in one.pieces).items():
             self._tasks[symbol] = self._progress.add_task(symbol, total=pieces, bars=0, note="")

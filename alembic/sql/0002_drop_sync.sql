@@ -1,6 +1,6 @@
 DROP TABLE market_data.jobs;
 DROP TABLE market_data.worker;
-DROP TABLE market_data.plans;
+DROP TABLE market_data.entitlements;
 DROP TABLE market_data.missed_bars;
 DROP INDEX market_data.sync_state_requested_idx;
 ALTER TABLE market_data.sync_state DROP CONSTRAINT sync_state_status_check;
@@ -13,4 +13,5 @@ ALTER TABLE market_data.sync_state
     DROP COLUMN requested,
     DROP COLUMN asked_at,
     DROP COLUMN asked_to,
+    DROP COLUMN tracked_since,
     DROP COLUMN tracked_from;

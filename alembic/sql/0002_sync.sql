@@ -1,8 +1,9 @@
 -- What the worker needs to know after a restart, and what others may ask it.
 
 ALTER TABLE market_data.sync_state
-    -- Kept up to date from here on; NULL: nobody keeps it up to date.
+    -- Kept up to date from here on, and since when; NULL: nobody keeps it up to date.
     ADD COLUMN tracked_from timestamptz,
+    ADD COLUMN tracked_since timestamptz,
     -- Up to where (exclusive), and when, the last good call at the edge asked.
     ADD COLUMN asked_to timestamptz,
     ADD COLUMN asked_at timestamptz,
@@ -25,7 +26,7 @@ CREATE TABLE market_data.missed_bars (
 );
 
 -- What the plan gives of an asset class, as recognised by its answers.
-CREATE TABLE market_data.plans (
+CREATE TABLE market_data.entitlements (
     asset_type text PRIMARY KEY,
     kind text NOT NULL CHECK (kind IN ('real-time', 'delayed', 'end-of-day')),
     delay interval NOT NULL DEFAULT '0',
@@ -42,7 +43,9 @@ CREATE TABLE market_data.worker (
     provider text NOT NULL DEFAULT 'ok' CHECK (provider IN ('ok', 'unreachable', 'unauthorized')),
     provider_message text,
     provider_since timestamptz,
-    paused_until timestamptz
+    paused_until timestamptz,
+    -- How far this machine's clock is ahead of the provider's; NULL: not known.
+    clock_ahead interval
 );
 
 -- The last run of each of the worker's jobs.

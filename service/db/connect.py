@@ -29,6 +29,7 @@ _SESSION = (
     " -c max_parallel_workers_per_gather=0"
     " -c work_mem=32MB"
 )
+_NOTICE_SILENCE = "-c tcp_keepalives_idle=4 -c tcp_keepalives_interval=2 -c tcp_keepalives_count=3"
 FETCHER_LOCK = 0x63616E646C65
 """Key of the advisory lock whose holder alone calls the provider."""
 WRITER_LOCK = 0x63616E646C66
@@ -70,9 +71,12 @@ class Database:
 
     @asynccontextmanager
     async def dedicated(self) -> AsyncIterator[AsyncConnection[Any]]:
-        """A connection outside the pool, for session-level locks; closed at the end."""
+        """A connection outside the pool, for session-level locks; closed at the end.
+
+        The server ends it when its client has been silent for ten seconds, as after a loss of power.
+        """
         conn = await AsyncConnection.connect(
-            self.url, autocommit=True, options=_SESSION, connect_timeout=CONNECT_SECONDS
+            self.url, autocommit=True, options=f"{_SESSION} {_NOTICE_SILENCE}", connect_timeout=CONNECT_SECONDS
         )
         async with conn:
             yield conn

@@ -93,7 +93,8 @@ sync_state = Table(
     _ts("last_sync_at", nullable=True),
     Column("last_sync_rows", BigInteger),
     Column("error_message", Text),
-    *(_ts(name, nullable=True) for name in ("next_attempt_at", "tracked_from", "asked_to", "asked_at", "rechecked_at")),
+    *(_ts(name, nullable=True) for name in ("next_attempt_at", "tracked_from", "tracked_since")),
+    *(_ts(name, nullable=True) for name in ("asked_to", "asked_at", "rechecked_at")),
     Column("failures", Integer, nullable=False, server_default=text("0")),
     Column("last_sync_changed", BigInteger),
     Index("sync_state_requested_idx", "symbol", postgresql_where=text("NOT isempty(requested)")),
@@ -146,8 +147,8 @@ provider_calls = Table(
 
 missed_bars = Table("missed_bars", metadata, _symbol(primary_key=True), _ts("ts", primary_key=True), _ts("missed_at"))
 
-plans = Table(
-    "plans",
+entitlements = Table(
+    "entitlements",
     metadata,
     Column("asset_type", Text, primary_key=True),
     Column("kind", Text, nullable=False),
@@ -167,6 +168,7 @@ worker = Table(
     Column("provider_message", Text),
     _ts("provider_since", nullable=True),
     _ts("paused_until", nullable=True),
+    Column("clock_ahead", Interval),
 )
 
 jobs = Table(

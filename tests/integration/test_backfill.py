@@ -119,6 +119,7 @@ async def test_the_rolling_edge_is_asked_for_again_until_it_settles(
     replay.amend("BTCUSD", edge, close=1.0, low=1.0)
     replay.remove("BTCUSD", edge + timedelta(minutes=1))
     replay.requests.clear()
+    replay.now = NOW + timedelta(minutes=20)
     later = await run(chosen, ["BTCUSD"], today, clock=lambda: NOW + timedelta(minutes=20))
     assert asked_ranges(replay) == [("X:BTCUSD", Range(edge, NOW))]
     assert (later.stored.new, later.stored.changed) == (0, 1)
@@ -132,7 +133,7 @@ async def test_the_newest_slice_comes_first_for_all_symbols(
     chosen: Settings, replay: ReplayServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Slices lie on one grid of 28 days; an older one begins when every symbol has the newer one."""
-    monkeypatch.setattr("service.pipeline.FETCHERS", 1)
+    monkeypatch.setattr("service.backfill.FETCHERS", 1)
     symbols = ["SPX500", "NAS100", "DJI30"]
     await run(chosen, symbols, span("2024-04-01", "2024-06-10"))
     tickers = ["I:SPX", "I:NDX", "I:DJI"]
@@ -182,7 +183,7 @@ async def test_what_the_plan_does_not_cover_fails_alone(
     chosen: Settings, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Indices refused with 403 fail with the provider's words after one call each; all others are stored."""
-    monkeypatch.setattr("service.pipeline.FETCHERS", 1)
+    monkeypatch.setattr("service.backfill.FETCHERS", 1)
     symbols, month = ["SPX500", "EURUSD", "NAS100", "BTCUSD"], span("2024-05-20", "2024-06-11")
     with running(ReplayConfig(now=NOW, denied=("I:",))) as replay:
         done = await run(_elsewhere(chosen, replay), symbols, month)
@@ -262,18 +263,18 @@ async def test_it_waits_while_another_process_calls_the_provider(
         waiting = asyncio.create_task(run(chosen, ["BTCUSD"], DAY, watcher=watcher))
         await asyncio.sleep(1.0)
         assert watcher.waited
-        assert not watcher.plans
+        assert len(watcher.plans) == 1
         assert replay.requests == []
         assert ledger(url, "BTCUSD")["wanted"] == Ranges([DAY])
     done = await waiting
-    assert done.requests == 1
+    assert (done.requests, done.followed) == (1, False)
 
 
 async def test_a_run_that_lost_its_right_to_call_ends(
     chosen: Settings, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the connection the lock is gone, and another process may be calling: the run does not go on beside it."""
-    monkeypatch.setattr("service.backfill.LOCK_CHECK_SECONDS", 0.1)
+    monkeypatch.setattr("service.lock.CHECK_SECONDS", 0.1)
     with running(ReplayConfig(now=NOW, latency=300)) as replay:
         work = run(_elsewhere(chosen, replay), ["BTCUSD", "EURUSD"], span("2023-06-01", "2024-06-11"))
         task = asyncio.create_task(work)
@@ -288,7 +289,7 @@ async def test_what_sinks_below_the_floor_meanwhile_is_left_out(
     chosen: Settings, engine: str, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a run over midnights the floor rises: on TimescaleDB nothing below it is asked for, and the run still ends."""
-    monkeypatch.setattr("service.pipeline.FETCHERS", 1)
+    monkeypatch.setattr("service.backfill.FETCHERS", 1)
     short = msgspec.structs.replace(chosen, retention={**chosen.retention, Timeframe.M1: timedelta(days=30)})
     asked, jump = span("2024-05-15", "2024-06-11"), timedelta(days=7)
     with running(ReplayConfig(now=NOW + jump)) as replay:
@@ -305,7 +306,7 @@ async def test_a_failure_stays_noted_when_another_piece_works(
     chosen: Settings, replay: ReplayServer, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A symbol is in order when all of it is: what an older slice brings does not hide the newer one's failure."""
-    monkeypatch.setattr("service.pipeline.FETCHERS", 1)
+    monkeypatch.setattr("service.backfill.FETCHERS", 1)
     replay.faults[:] = ["broken_json"] * 3
     done = await run(chosen, ["BTCUSD"], span("2024-05-20", "2024-06-11"))
     assert "not JSON" in done.failures["BTCUSD"]
