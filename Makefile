@@ -39,9 +39,9 @@ demo: $(INSTALLED) ## try it on a month of invented prices: needs no key and no 
 	@$(call program,$(BIN)/candlewick demo)
 
 .PHONY: run
-run: $(INSTALLED) ## migrate, backfill and serve (settings: .env, see .env.example)
+run: $(INSTALLED) ## migrate, serve, and keep everything up to date (settings: .env, see .env.example)
 	@$(BIN)/candlewick migrate
-	@$(call program,$(BIN)/candlewick serve --backfill)
+	@$(call program,$(BIN)/candlewick serve)
 
 .PHONY: migrate
 migrate: $(INSTALLED) ## bring the database to this version's schema
@@ -52,6 +52,14 @@ backfill: $(INSTALLED) ## fetch history: SYMBOL=EURUSD,BTCUSD (absent: all) DAYS
 	@$(call program,$(BIN)/candlewick backfill \
 		$(or $(subst $(comma),$(space),$(SYMBOL)),--all) $(if $(DAYS),--days $(DAYS)) \
 		$(if $(FROM),--from "$(FROM)") $(if $(TO),--to "$(TO)"))
+
+.PHONY: sync
+sync: $(INSTALLED) ## bring symbols up to now, once: SYMBOL=EURUSD,BTCUSD (absent: all active ones)
+	@$(call program,$(BIN)/candlewick sync $(subst $(comma),$(space),$(SYMBOL)))
+
+.PHONY: status
+status: $(INSTALLED) ## show how far every symbol is, and what is wrong
+	@$(BIN)/candlewick status
 
 .PHONY: up
 up: ## start it with TimescaleDB in Docker

@@ -81,8 +81,9 @@ class Agenda:
         now: datetime,
         *,
         floor: datetime | None,
+        older: bool = True,
     ) -> None:
-        """Take over what is due now. floor: nothing before it is asked for."""
+        """Take over what is due now. floor: nothing before it is asked for. older: or else the edges alone."""
         self._entitlements = entitlements
         self._floor = floor
         self._asked.clear()
@@ -90,7 +91,7 @@ class Agenda:
         due = [(behind, one) for one in self._tracked.values() if (behind := self._due(one, now)) is not None]
         self._edges = deque(one for _, one in sorted(due, key=lambda found: found[0], reverse=True))
         self._awaited = deque(self._requested(self._tracked.values(), now))
-        self._older = iter([*self._rechecks(now), *self._backfill(now)])
+        self._older = iter([*self._rechecks(now), *self._backfill(now)] if older else [])
         self._next_older = next(self._older, None)
 
     def await_first(self, tracked: Iterable[Tracked], now: datetime) -> None:

@@ -61,6 +61,7 @@ async def backfill(
     async with db.connection() as conn:
         chosen = [one.symbol for one in await ledger.ledgers(conn, symbols)]
         await ledger.want(conn, chosen, asked)
+        await ledger.call_worker(conn)
     follower = Follower(db, settings, chosen, asked, watcher=watcher, clock=clock)
     async with fetching_alone(db, follower.look) as lock:
         if lock is None:

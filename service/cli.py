@@ -2,16 +2,14 @@
 
 import argparse
 import asyncio
-import errno
 import logging
 import os
 import re
 import signal
-import socket
-import subprocess
 import sys
-from collections.abc import Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Coroutine, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime, timedelta
 from typing import NoReturn
 
@@ -21,15 +19,18 @@ from service import __version__, coverage, ledger, settings
 from service.backfill import backfill
 from service.db.connect import Database, database_url
 from service.db.migrate import migrate
-from service.db.preflight import checked
-from service.demo import WARNING, demo_settings, replay_process
+from service.db.preflight import aged, checked
+from service.demo import WARNING, demo_environment, demo_settings, replay_process
 from service.errors import CandlewickError, SettingsError, UsageError
 from service.progress import summarize, watcher
 from service.ranges import Range
 from service.replay import options as replay_options
 from service.replay import server as replay_server
+from service.server import answer, listening, worker_beside
 from service.settings import Settings
+from service.sync_now import sync_now
 from service.timeframes import EPOCH, Timeframe, utc_now
+from service.worker import work
 
 DONE, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
 
@@ -79,8 +80,15 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--to", dest="end", metavar="WHEN", help="end (exclusive), written like --from; default now")
     one.set_defaults(run=_backfill)
 
-    one = commands.add_parser("serve", help="answer over HTTP")
-    one.add_argument("--backfill", action="store_true", help="meanwhile fetch BACKFILL_DAYS of all active symbols")
+    one = commands.add_parser("sync", help="bring symbols up to now, once")
+    one.add_argument("symbols", nargs="*", metavar="SYMBOL", help="default: all active ones")
+    one.set_defaults(run=_sync)
+
+    one = commands.add_parser("worker", help="keep everything active up to date, day and night")
+    one.add_argument("--while-stdin-is-open", action="store_true", help=argparse.SUPPRESS)
+    one.set_defaults(run=_worker)
+
+    one = commands.add_parser("serve", help="answer over HTTP, with a worker beside it (ENABLE_SYNC_SCHEDULER)")
     one.set_defaults(run=_serve)
 
     one = commands.add_parser("replay", help="imitate the provider: from files, or an invented market")
@@ -96,6 +104,7 @@ def _migrate(_: argparse.Namespace) -> int:
     chosen = _load()
     with database_url(chosen) as url:
         before, after = migrate(url, chosen.engine)
+        aged(checked(url, chosen.engine), chosen)
     print(f"schema {after}" + (" already there" if before == after else f", was {before or 'absent'}"))
     return DONE
 
@@ -124,17 +133,20 @@ async def _run_backfill(db: Database, chosen: Settings, symbols: Sequence[str] |
     return FAILED if summary.failures else DONE
 
 
-def _run(work: Coroutine[object, object, int]) -> int:
+def _run(
+    work: Coroutine[object, object, int],
+    told: str = "Stopped. What was stored stays; the same command goes on from there.",
+) -> int:
     terminated = signal.getsignal(signal.SIGTERM)
     try:
-        return asyncio.run(_interruptible(work))
+        return asyncio.run(_interruptible(work, told))
     finally:
         # The loop leaves the system's own handler behind, which would end the process on the spot.
         signal.signal(signal.SIGTERM, terminated)
 
 
-async def _interruptible(work: Coroutine[object, object, int]) -> int:
-    """Cancel the work on SIGINT and SIGTERM: it leaves whole pieces only."""
+async def _interruptible(work: Coroutine[object, object, int], told: str) -> int:
+    """Cancel the work on SIGINT and SIGTERM: it leaves whole pieces only. told: what is said then."""
     task = asyncio.ensure_future(work)
     loop = asyncio.get_running_loop()
 
@@ -147,7 +159,8 @@ async def _interruptible(work: Coroutine[object, object, int]) -> int:
     try:
         return await task
     except asyncio.CancelledError:
-        print("Stopped. What was stored stays; the same command goes on from there.", flush=True)
+        if told:
+            _say(told)
         return INTERRUPTED
 
 
@@ -185,53 +198,64 @@ def _when(option: str, text: str) -> datetime:
     return at
 
 
-def _serve(args: argparse.Namespace) -> int:
+def _serve(_: argparse.Namespace) -> int:
     chosen = _load()
-    if args.backfill:
-        chosen.require_api_key()
-    with _listening(chosen) as (listener, address), database_url(chosen) as url:
-        db = checked(url, chosen.engine)
-        child = (
-            subprocess.Popen([sys.executable, "-P", "-m", "service", "backfill", "--all"]) if args.backfill else None
-        )
-        try:
-            _answer(db, chosen, listener, address)
-        finally:
-            if child is not None:
-                child.terminate()
-                child.wait()
+    with listening(chosen) as (listener, address), database_url(chosen) as url:
+        db = aged(checked(url, chosen.engine), chosen)
+        with _worker_if_wanted(chosen):
+            answer(db, chosen, listener, address)
     return DONE
 
 
-@contextmanager
-def _listening(chosen: Settings) -> Iterator[tuple[socket.socket, str]]:
-    """A socket on HOST and PORT, so that nothing starts where nobody could ask, and its URL."""
-    family = socket.AF_INET6 if ":" in chosen.host else socket.AF_INET
-    try:
-        listener = socket.create_server((chosen.host, chosen.port), family=family, backlog=2048)
-    except OSError as exc:
-        why = f"cannot listen on {chosen.host}:{chosen.port}: {str(exc.strerror or exc).partition(' (')[0]}"
-        raise SettingsError("PORT" if exc.errno == errno.EADDRINUSE else "HOST", why) from exc
-    with listener:
-        host = f"[{chosen.host}]" if ":" in chosen.host else chosen.host
-        yield listener, f"http://{host}:{listener.getsockname()[1]}"
+def _worker_if_wanted(chosen: Settings) -> AbstractContextManager[None]:
+    if chosen.enable_sync_scheduler and chosen.polygon_api_key is not None:
+        return worker_beside(os.environ)
+    if chosen.enable_sync_scheduler:
+        _say("POLYGON_API_KEY is not set: what is stored is served, and nothing is fetched.")
+    return nullcontext()
 
 
-def _answer(db: Database, chosen: Settings, listener: socket.socket, url: str) -> None:
-    """Serve until SIGINT or SIGTERM, either of which ends in KeyboardInterrupt."""
-    import uvicorn  # noqa: PLC0415 - the other commands need neither
+def _worker(args: argparse.Namespace) -> int:
+    # The schedule counts in local time without a zone: in a zone with summer time it would halt for an hour a year.
+    os.environ["TZ"] = "UTC"
+    time.tzset()
+    chosen = _load()
+    chosen.require_api_key()
+    with database_url(chosen) as url:
+        db = aged(checked(url, chosen.engine), chosen)
+        return _run(_run_worker(db, chosen, args.while_stdin_is_open), "" if args.while_stdin_is_open else "Stopped.")
 
-    from service.api.app import create_app  # noqa: PLC0415
 
-    config = uvicorn.Config(
-        create_app(db, chosen),
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=3,
-    )
-    print(f"candlewick {__version__} on {url} (docs at /docs), {db.version}", flush=True)
-    uvicorn.Server(config).run(sockets=[listener])
+async def _run_worker(db: Database, chosen: Settings, beside: bool) -> int:  # noqa: FBT001 - a flag of the command
+    if beside:
+        asyncio.get_running_loop().add_reader(sys.stdin.fileno(), _interrupt_at_the_end_of_stdin)
+    async with db:
+        await work(db, chosen)
+    return DONE
+
+
+def _interrupt_at_the_end_of_stdin() -> None:
+    if not os.read(sys.stdin.fileno(), 4096):
+        asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _sync(args: argparse.Namespace) -> int:
+    chosen = _load()
+    chosen.require_api_key()
+    with database_url(chosen) as url:
+        return _run(_run_sync(checked(url, chosen.engine), chosen, args.symbols or None))
+
+
+async def _run_sync(db: Database, chosen: Settings, symbols: Sequence[str] | None) -> int:
+    async with db:
+        if symbols is not None:
+            async with db.connection() as conn:
+                symbols = await ledger.known(conn, symbols)
+        done = await sync_now(db, chosen, symbols, say=_say)
+    for symbol, reason in sorted(done.failures.items()):
+        _say(f"FAILED {symbol}: {reason}")
+    return FAILED if done.failures else DONE
 
 
 def _replay(args: argparse.Namespace) -> int:
@@ -244,7 +268,7 @@ def _demo(_: argparse.Namespace) -> int:
     with replay_process() as provider:
         chosen = demo_settings(os.environ, provider)
         _log(chosen)
-        with _listening(chosen) as (listener, address), database_url(chosen) as url:
+        with listening(chosen) as (listener, address), database_url(chosen) as url:
             migrate(url, chosen.engine)
             now = utc_now()
             asked = Range(Timeframe.D1.floor(now - timedelta(days=chosen.backfill_days)), coverage.minute_floor(now))
@@ -252,7 +276,8 @@ def _demo(_: argparse.Namespace) -> int:
             if code == DONE:
                 print(WARNING)
                 print(f"Try {address}/api/candles/EURUSD?timeframe=1h", flush=True)
-                _answer(checked(url, chosen.engine), chosen, listener, address)
+                with worker_beside(demo_environment(os.environ, chosen)):
+                    answer(checked(url, chosen.engine), chosen, listener, address)
     return code
 
 
@@ -268,6 +293,10 @@ def _log(chosen: Settings) -> None:
     )
     for chatty in ("httpx", "httpcore", "alembic", "asyncio", "uvicorn"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLevelName(chosen.log_level)))
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def _complain(what: object, code: int) -> int:

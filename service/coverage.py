@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 import msgspec
 
 from service.instruments import AssetType
+from service.market_hours import last_open, market_of
 from service.ranges import Range, Ranges
 from service.timeframes import EPOCH, Timeframe
 
@@ -77,13 +78,15 @@ def settled_to(ledger: Ledger, now: datetime, settle: timedelta) -> datetime:
     """Up to where (exclusive) a reader may take what is stored as settled.
 
     That is the settled edge, but no further than the ledger reaches: otherwise the minutes between two syncs would
-    make every answer up to now incomplete. A ledger that stopped growing shows after `EMPTY_TAIL_SETTLES`.
+    make every answer up to now incomplete, and a week-end every answer of a market that is closed. A ledger that
+    stopped growing shows when open time of more than `EMPTY_TAIL_SETTLES` ago is lacking.
     """
     edge = settled_edge(now, ledger.last_bar, settle)
     reached = ledger.covered.end
     if reached is None:
         return edge
-    return max(minute_floor(now - EMPTY_TAIL_SETTLES), min(edge, reached))
+    market = market_of(ledger.asset_type, ledger.ticker)
+    return max(last_open(market, minute_floor(now - EMPTY_TAIL_SETTLES)), min(edge, reached))
 
 
 def floor(now: datetime, retention: timedelta | None) -> datetime | None:

@@ -29,6 +29,18 @@ def demo_settings(env: Mapping[str, str], provider_url: str) -> Settings:
     return setting.load({**{name: env[name] for name in _PASSED_ON if name in env}, **own}, None)
 
 
+def demo_environment(env: Mapping[str, str], chosen: Settings) -> dict[str, str]:
+    """The environment in which a child process has the demo's settings, whatever `.env` says."""
+    own = {
+        "DATA_DIR": str(chosen.data_dir),
+        "POLYGON_BASE_URL": chosen.polygon_base_url,
+        "POLYGON_API_KEY": chosen.require_api_key(),
+        "POLYGON_RATE_LIMIT": "unlimited",
+    }
+    unset = {one.name: "" for one in setting.SETTINGS}
+    return {**env, **unset, **{name: env[name] for name in _PASSED_ON if name in env}, **own}
+
+
 @contextmanager
 def replay_process() -> Iterator[str]:
     """The replay server's synthetic market as a child process; yields its URL."""

@@ -154,7 +154,12 @@ async def request(conn: AsyncConnection[Any], symbols: Sequence[str], asked: Ran
             " next_attempt_at = NULL WHERE symbol = ANY(%(symbols)s)",
             {"symbols": list(symbols), "asked": as_range(asked)},
         )
-        await conn.execute(f"NOTIFY {REQUESTS}")
+        await call_worker(conn)
+
+
+async def call_worker(conn: AsyncConnection[Any]) -> None:
+    """Let the worker look at once, if one runs: there is something new to do."""
+    await conn.execute(f"NOTIFY {REQUESTS}")
 
 
 async def failed_since(conn: AsyncConnection[Any], symbols: Sequence[str], since: datetime) -> dict[str, str]:

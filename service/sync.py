@@ -3,7 +3,7 @@
 import logging
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -75,17 +75,18 @@ class Sync:
         self._last_slice: datetime | None = None
         self._until = EPOCH
 
-    async def run_pass(self) -> str:
+    async def run_pass(self, *, only: Sequence[str] | None = None, lasts: timedelta = PASS_LASTS) -> str:
         """Make the calls that are due and that the plan allows; says what it did.
 
+        only: the edge of these symbols, and no older work. lasts: after that no further call is made.
         What fails is noted with the symbol and tried again later. Raises psycopg's errors and DatabaseError: then what
         was stored stays, and the next pass begins with the rest.
         """
         now = self._clock()
         if self._paused_until is not None and now < self._paused_until:
             return f"paused until {self._paused_until:%H:%M:%S} UTC: {self._message}"
-        self._until = now + PASS_LASTS
-        await self._load(now)
+        self._until = now + lasts
+        await self._load(now, only)
         before, self._failed = Counter(self.calls), 0
         pipeline = Pipeline(
             self._db, self._settings, self._client, self, fetchers=_fetchers(self._settings), clock=self._clock
@@ -193,7 +194,7 @@ class Sync:
     def _floor(self, now: datetime) -> datetime | None:
         return self._db.engine.floors(self._settings.retention, now)[Timeframe.M1]
 
-    async def _load(self, now: datetime) -> None:
+    async def _load(self, now: datetime, only: Sequence[str] | None) -> None:
         floor = self._floor(now)
         self._paused_until = None
         self.asked = False
@@ -203,7 +204,8 @@ class Sync:
             within = Range(floor or EPOCH, minute_floor(now))
             await tracking.answer_requests(conn, within)
             self._recognition.known = await tracking.entitlements(conn)
-            self.agenda.load(await tracking.due(conn, within), self._recognition.known, now, floor=floor)
+            due = await tracking.due(conn, within, symbols=only)
+        self.agenda.load(due, self._recognition.known, now, floor=floor, older=only is None)
 
     async def _load_requests(self) -> None:
         now = self._clock()

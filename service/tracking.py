@@ -52,6 +52,15 @@ async def due(
     return found
 
 
+async def any_requested(conn: AsyncConnection[Any], symbols: Sequence[str]) -> bool:
+    """Whether somebody still waits for one of these symbols."""
+    cursor = await conn.execute(
+        "SELECT EXISTS (SELECT FROM market_data.sync_state WHERE symbol = ANY(%s) AND NOT isempty(requested))",
+        (list(symbols),),
+    )
+    return await cursor.fetchone() == (True,)
+
+
 async def answer_requests(conn: AsyncConnection[Any], within: Range) -> None:
     """Forget what somebody waited for and what needs no call (any more)."""
     await conn.execute(

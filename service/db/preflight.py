@@ -2,6 +2,7 @@
 
 from service.db.connect import Database, check_engine, connect, engine_named
 from service.db.migrate import check_schema
+from service.settings import Settings
 
 
 def checked(url: str, engine: str) -> Database:
@@ -14,3 +15,10 @@ def checked(url: str, engine: str) -> Database:
         check_engine(conn, engine)
         check_schema(conn)
         return Database(url, implementation, implementation.verify(conn))
+
+
+def aged(db: Database, settings: Settings) -> Database:
+    """The same database, whose policies are what the settings ask for now."""
+    with connect(db.url) as conn:
+        db.engine.age(conn, settings.retention, settings.recheck_days)
+    return db

@@ -100,13 +100,15 @@ class TimescaleDB:
         )
 
     async def refresh(self, conn: AsyncConnection[Any], retention: Retention, now: datetime) -> int:
-        """Refresh every level, finest first, over all ranges noted."""
+        """Refresh every level, finest first, over all ranges noted, and what another's refresh has left out."""
         floors = self.floors(retention, now)
         ids, stale = await _noted(conn, floors[Timeframe.M1])
+        first_bar = await _first_bar(conn)
+        if first_bar is not None:
+            stale |= await _skipped(conn, max(first_bar, floors[Timeframe.M1] or first_bar))
         if not stale:
             return 0
         edge = await _slowest_edge(conn, now)
-        first_bar = await _first_bar(conn)
         for finer, timeframe in pairwise(Timeframe):
             mark = await _watermark(conn, timeframe)
             bottom = floors[finer]
@@ -181,6 +183,16 @@ async def _noted(conn: AsyncConnection[Any], floor: datetime | None) -> tuple[li
     return whole, Ranges((start, end) for _, start, end in found)
 
 
+async def _skipped(conn: AsyncConnection[Any], since: datetime) -> Ranges:
+    """What the engine itself lists as not materialised below a watermark.
+
+    Bars above the watermark are noted no more, for they are served as they are; a policy's refresh, or one by hand,
+    that starts later than the watermark moves it over them.
+    """
+    rows = await conn.execute(_SKIPPED, {"since": since})
+    return Ranges(await rows.fetchall())
+
+
 async def _slowest_edge(conn: AsyncConnection[Any], now: datetime) -> datetime:
     cursor = await conn.execute(
         "SELECT min(upper(s.covered)), bool_or(isempty(s.covered))"
@@ -237,3 +249,17 @@ async def _refresh_part(conn: AsyncConnection[Any], timeframe: Timeframe, part: 
             await asyncio.sleep(random.uniform(0.1, 1.0))  # noqa: S311 - jitter
         else:
             return
+
+
+_SKIPPED = """
+    SELECT
+        _timescaledb_functions.to_timestamp(
+            greatest(l.lowest_modified_value, _timescaledb_functions.to_unix_microseconds(%(since)s))),
+        _timescaledb_functions.to_timestamp(least(l.greatest_modified_value, w.mark - 1) + 1)
+    FROM _timescaledb_catalog.continuous_agg AS c
+    JOIN _timescaledb_catalog.continuous_aggs_materialization_invalidation_log AS l
+        ON l.materialization_id = c.mat_hypertable_id,
+    LATERAL (SELECT _timescaledb_functions.cagg_watermark(c.mat_hypertable_id) AS mark) AS w
+    WHERE c.user_view_schema = 'market_data' AND l.lowest_modified_value < w.mark
+        AND least(l.greatest_modified_value, w.mark - 1) >= _timescaledb_functions.to_unix_microseconds(%(since)s)
+"""

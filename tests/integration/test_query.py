@@ -325,7 +325,7 @@ async def test_a_symbol_without_a_bar_says_so_and_claims_nothing(
 async def test_after_a_session_all_is_settled_up_to_its_last_bar(
     readable: Database, conn: AsyncConnection[Any]
 ) -> None:
-    """The minutes since may still fill; a night later they count as empty."""
+    """The minutes since may still fill; a night later the open ones of them are lacking, the closed ones are not."""
     found = await ask(conn, readable, "SPX500", Timeframe.H1, start=at("2024-03-04"), end=NOW)
     assert found.settled_to == at("2024-03-04 21:00")
     assert found.complete
@@ -333,7 +333,7 @@ async def test_after_a_session_all_is_settled_up_to_its_last_bar(
     later = await ask(conn, readable, "SPX500", Timeframe.H1, start=at("2024-03-04"), now=NOW + 2 * DAY)
     assert told(later) == [
         (at("2024-03-04 21:00"), LATELY.end, "pending"),
-        (LATELY.end, at("2024-03-06 00:07"), "never requested"),
+        (LATELY.end, at("2024-03-05 21:00"), "never requested"),
     ]
 
 
