@@ -10,16 +10,30 @@ from litestar.openapi import OpenAPIConfig
 from litestar.types import Message, Scope
 
 from service import __version__, ledger
-from service.api import pages
+from service.api import pages, symbols
 from service.api.candles import get_candles
 from service.api.health import get_health
 from service.api.problems import handle
+from service.api.scheduler import get_scheduler_status
 from service.api.serving import Serving
+from service.api.status import get_status, get_symbol_status, get_sync_health
+from service.api.sync import sync_all, sync_symbol
 from service.db.connect import Database
 from service.settings import Settings
 from service.timeframes import utc_now
 
 SOURCE_HEADER = "X-Data-Source"
+CALLS = (
+    get_candles,
+    get_health,
+    *symbols.CALLS,
+    sync_symbol,
+    sync_all,
+    get_status,
+    get_symbol_status,
+    get_sync_health,
+    get_scheduler_status,
+)
 
 
 def create_app(db: Database, settings: Settings, clock: Callable[[], datetime] = utc_now) -> Litestar:
@@ -38,7 +52,7 @@ def create_app(db: Database, settings: Settings, clock: Callable[[], datetime] =
             MutableScopeHeaders.from_message(message)[SOURCE_HEADER] = _source(serving)
 
     return Litestar(
-        route_handlers=[get_candles, get_health, pages.get_docs, pages.get_redoc, pages.get_openapi, pages.get_script],
+        route_handlers=[*CALLS, pages.get_docs, pages.get_redoc, pages.get_openapi, pages.get_script],
         lifespan=[database],
         before_send=[name_source],
         exception_handlers={Exception: handle},
@@ -48,6 +62,7 @@ def create_app(db: Database, settings: Settings, clock: Callable[[], datetime] =
             version=__version__,
             description="Candles from one-minute bars, and proof of their completeness. All instants are Unix ms UTC.",
             render_plugins=(),
+            use_handler_docstrings=True,
         ),
         logging_config=None,
     )

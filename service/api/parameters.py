@@ -7,6 +7,9 @@ from typing import TypeVar
 
 from service.api.problems import BadQuery
 from service.bars import from_ms
+from service.catalogue import ASSET_TYPES
+from service.errors import UnknownSymbol
+from service.instruments import AssetType
 from service.timeframes import Timeframe
 
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
@@ -56,6 +59,23 @@ def number(name: str, text: str | None, *, default: int, least: int, most: int) 
     if not re.fullmatch(r"[0-9]{1,9}", text) or not least <= int(text) <= most:
         raise BadQuery(f"{name}={text!r} must be a whole number from {least} to {most}")
     return int(text)
+
+
+def symbol(text: str) -> str:
+    """A symbol as it stands in a path, in our spelling; UnknownSymbol where there can be none of that name."""
+    if not re.fullmatch("[!-~]{1,32}", text):
+        raise UnknownSymbol(text[:32])
+    return text.upper()
+
+
+def asset_type(text: str | None) -> AssetType | None:
+    """One of the asset types; None where the parameter is absent."""
+    return None if text is None else choice("asset_type", text, ASSET_TYPES)
+
+
+def flag(name: str, text: str | None) -> bool | None:
+    """What true or false says; None where the parameter is absent."""
+    return None if text is None else choice(name, text, ("true", "false")) == "true"
 
 
 def choice(name: str, text: str | None, allowed: Sequence[_Word]) -> _Word:

@@ -10,7 +10,8 @@ import psycopg
 from litestar import MediaType, Request, Response
 from litestar.exceptions import HTTPException
 
-from service.errors import CandlewickError, DatabaseError, UnknownSymbol
+from service.catalogue import BadInstrument, Conflict
+from service.errors import CandlewickError, DatabaseError, UnknownSymbol, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +20,8 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     """The body of every answer that is not a success."""
 
     error: str
-    """A short name for programs: bad_request, unknown_symbol, not_found, method_not_allowed, unavailable, internal."""
+    """A short name for programs: bad_request, unknown_symbol, conflict, not_found, method_not_allowed, unavailable,
+    internal."""
     message: str
     """One sentence for people: what is wrong, and what to do."""
     allowed: Sequence[str] = ()
@@ -27,7 +29,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BadQuery(CandlewickError):
-    """A parameter that cannot be used; `allowed` lists what can."""
+    """A parameter or a body that cannot be used; `allowed` lists what can."""
 
     def __init__(self, message: str, allowed: Sequence[str] = ()) -> None:
         super().__init__(message)
@@ -39,8 +41,12 @@ def handle(request: Request[Any, Any, Any], exc: Exception) -> Response[Problem]
     match exc:
         case UnknownSymbol():
             status, problem = 404, Problem(error="unknown_symbol", message=str(exc), allowed=exc.nearest)
-        case BadQuery():
+        case Conflict():
+            status, problem = 409, Problem(error="conflict", message=str(exc), allowed=exc.allowed)
+        case BadQuery() | BadInstrument():
             status, problem = 400, Problem(error="bad_request", message=str(exc), allowed=exc.allowed)
+        case UsageError():
+            status, problem = 400, Problem(error="bad_request", message=str(exc))
         case HTTPException(status_code=code) if code < HTTPStatus.INTERNAL_SERVER_ERROR:
             status, problem = _routing(request, exc)
         case DatabaseError() | psycopg.OperationalError() | psycopg.InterfaceError():

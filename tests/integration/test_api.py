@@ -522,12 +522,24 @@ def test_the_scripts_of_the_pages_are_served_from_here(client: TestClient[Any], 
 
 def test_the_document_names_every_call_its_parameters_and_its_refusals(client: TestClient[Any]) -> None:
     document = client.get("/openapi.json").json()
-    calls = {path: entry["get"] for path, entry in document["paths"].items()}
-    assert {path: call["operationId"] for path, call in calls.items()} == {
-        "/api/candles/{symbol}": "getCandles",
-        "/health": "getHealth",
+    calls = {f"{method} {path}": call for path, entry in document["paths"].items() for method, call in entry.items()}
+    assert {name: call["operationId"] for name, call in calls.items()} == {
+        "get /api/candles/{symbol}": "getCandles",
+        "get /health": "getHealth",
+        "get /api/sync/symbols": "getSymbols",
+        "post /api/sync/symbols": "addSymbol",
+        "get /api/sync/symbols/{symbol}": "getSymbol",
+        "patch /api/sync/symbols/{symbol}": "changeSymbol",
+        "delete /api/sync/symbols/{symbol}": "removeSymbol",
+        "post /api/sync/sync/{symbol}": "syncSymbol",
+        "post /api/sync/sync-all": "syncAll",
+        "get /api/sync/status": "getStatus",
+        "get /api/sync/status/{symbol}": "getSymbolStatus",
+        "get /api/sync/health": "getSyncHealth",
+        "get /scheduler/status": "getSchedulerStatus",
     }
-    candles = calls["/api/candles/{symbol}"]
+    assert all(call["summary"] and call["description"] and call["tags"] for call in calls.values())
+    candles = calls["get /api/candles/{symbol}"]
     described = {one["name"]: one["description"] for one in candles["parameters"]}
     assert set(described) == {"symbol", "timeframe", "from", "to", "limit", "order"}
     assert all(described.values())
