@@ -2,26 +2,29 @@
 
 import argparse
 import asyncio
+import atexit
+import gc
 import logging
 import os
-import re
 import signal
 import sys
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import NoReturn
 
 import psycopg
 
-from service import __version__, coverage, ledger, settings
+from service import __version__, coverage, ledger, settings, status, status_table
 from service.backfill import backfill
+from service.cli_range import asked_range
 from service.db.connect import Database, database_url
 from service.db.migrate import migrate
 from service.db.preflight import aged, checked
 from service.demo import WARNING, demo_environment, demo_settings, replay_process
 from service.errors import CandlewickError, SettingsError, UsageError
+from service.interruptible import INTERRUPTED, run
 from service.progress import summarize, watcher
 from service.ranges import Range
 from service.replay import options as replay_options
@@ -29,16 +32,20 @@ from service.replay import server as replay_server
 from service.server import answer, listening, worker_beside
 from service.settings import Settings
 from service.sync_now import sync_now
-from service.timeframes import EPOCH, Timeframe, utc_now
+from service.timeframes import Timeframe, utc_now
 from service.worker import work
 
-DONE, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, MISUSED = 0, 1, 2
+POLITE = 10
+"""How far the worker steps back behind those who answer, as `nice` counts."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command and exit with its code: 0 done, 1 failed, 2 bad arguments or settings, 130 interrupted."""
     # A service manager's TERM ends everything that Ctrl-C ends: child processes, the embedded server.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Else the interpreter looks through everything for cycles before it ends, which takes a third of a second.
+    atexit.register(gc.freeze)
     try:
         args = _parser().parse_args(argv)
         code = args.run(args)
@@ -78,11 +85,15 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--days", metavar="N", help="so many days back from now (default: BACKFILL_DAYS)")
     one.add_argument("--from", dest="start", metavar="WHEN", help="start (inclusive): a date or ISO 8601, UTC")
     one.add_argument("--to", dest="end", metavar="WHEN", help="end (exclusive), written like --from; default now")
+    one.add_argument("--retry-unavailable", action="store_true", help="ask again for what the provider did not have")
     one.set_defaults(run=_backfill)
 
     one = commands.add_parser("sync", help="bring symbols up to now, once")
     one.add_argument("symbols", nargs="*", metavar="SYMBOL", help="default: all active ones")
     one.set_defaults(run=_sync)
+
+    one = commands.add_parser("status", help="show how far every symbol is, and what is wrong")
+    one.set_defaults(run=_status)
 
     one = commands.add_parser("worker", help="keep everything active up to date, day and night")
     one.add_argument("--while-stdin-is-open", action="store_true", help=argparse.SUPPRESS)
@@ -118,84 +129,26 @@ def _backfill(args: argparse.Namespace) -> int:
     with database_url(chosen) as url:
         db = checked(url, chosen.engine)
         floor = db.engine.floors(chosen.retention, now)[Timeframe.M1]
-        asked = _asked(args, chosen, now, floor)
-        return _run(_run_backfill(db, chosen, args.symbols or None, asked))
+        asked = asked_range(args, chosen, now, floor)
+        return run(_run_backfill(db, chosen, args.symbols or None, asked, retry_unavailable=args.retry_unavailable))
 
 
-async def _run_backfill(db: Database, chosen: Settings, symbols: Sequence[str] | None, asked: Range) -> int:
+async def _run_backfill(
+    db: Database,
+    chosen: Settings,
+    symbols: Sequence[str] | None,
+    asked: Range,
+    *,
+    retry_unavailable: bool = False,
+) -> int:
     async with db:
         if symbols is not None:
             async with db.connection() as conn:
                 symbols = await ledger.known(conn, symbols)
         with watcher() as display:
-            summary = await backfill(db, chosen, symbols, asked, watcher=display)
+            summary = await backfill(db, chosen, symbols, asked, watcher=display, retry_unavailable=retry_unavailable)
     print(summarize(summary), flush=True)
     return FAILED if summary.failures else DONE
-
-
-def _run(
-    work: Coroutine[object, object, int],
-    told: str = "Stopped. What was stored stays; the same command goes on from there.",
-) -> int:
-    terminated = signal.getsignal(signal.SIGTERM)
-    try:
-        return asyncio.run(_interruptible(work, told))
-    finally:
-        # The loop leaves the system's own handler behind, which would end the process on the spot.
-        signal.signal(signal.SIGTERM, terminated)
-
-
-async def _interruptible(work: Coroutine[object, object, int], told: str) -> int:
-    """Cancel the work on SIGINT and SIGTERM: it leaves whole pieces only. told: what is said then."""
-    task = asyncio.ensure_future(work)
-    loop = asyncio.get_running_loop()
-
-    def stop() -> None:
-        logging.getLogger("psycopg").setLevel(logging.CRITICAL)  # it warns of every query that is broken off
-        task.cancel()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop)
-    try:
-        return await task
-    except asyncio.CancelledError:
-        if told:
-            _say(told)
-        return INTERRUPTED
-
-
-def _asked(args: argparse.Namespace, chosen: Settings, now: datetime, floor: datetime | None) -> Range:
-    """The range on the command line, on whole minutes, at most up to now."""
-    if args.days is not None and (args.start or args.end):
-        raise UsageError("--days goes without --from and --to")
-    if args.end and not args.start:
-        raise UsageError("--to needs --from")
-    if args.start:
-        start = _when("--from", args.start)
-        end = min(_when("--to", args.end) if args.end else now, now)
-        if start >= end:
-            raise UsageError(f"--from {args.start} does not lie before {args.end or 'now'}")
-        return Range(coverage.minute_floor(start), min(Timeframe.M1.ceil(end), coverage.minute_floor(now)))
-    most = (now - EPOCH).days
-    if args.days is not None and not (re.fullmatch("[1-9][0-9]{0,4}", args.days) and int(args.days) <= most):
-        raise UsageError(f"--days {args.days}: give a whole number from 1 to {most}")
-    back = now - timedelta(days=min(int(args.days or chosen.backfill_days), most))
-    start = Timeframe.D1.floor(back)
-    # A whole number of days that just fits into the retention is meant to fit; a default always is.
-    if floor is not None and start < floor and (args.days is None or floor <= Timeframe.D1.ceil(back)):
-        start = floor
-    return Range(start, coverage.minute_floor(now))
-
-
-def _when(option: str, text: str) -> datetime:
-    try:
-        at = datetime.fromisoformat(text)
-        at = at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
-    except (ValueError, OverflowError):
-        raise UsageError(f"{option} {text}: give a date (2024-01-31) or ISO 8601 (2024-01-31T09:30Z), UTC") from None
-    if at < EPOCH:
-        raise UsageError(f"{option} {text}: there are no bars before {EPOCH:%Y}")
-    return at
 
 
 def _serve(_: argparse.Namespace) -> int:
@@ -219,11 +172,12 @@ def _worker(args: argparse.Namespace) -> int:
     # The schedule counts in local time without a zone: in a zone with summer time it would halt for an hour a year.
     os.environ["TZ"] = "UTC"
     time.tzset()
+    os.nice(POLITE)
     chosen = _load()
     chosen.require_api_key()
     with database_url(chosen) as url:
         db = aged(checked(url, chosen.engine), chosen)
-        return _run(_run_worker(db, chosen, args.while_stdin_is_open), "" if args.while_stdin_is_open else "Stopped.")
+        return run(_run_worker(db, chosen, args.while_stdin_is_open), "" if args.while_stdin_is_open else "Stopped.")
 
 
 async def _run_worker(db: Database, chosen: Settings, beside: bool) -> int:  # noqa: FBT001 - a flag of the command
@@ -244,7 +198,7 @@ def _sync(args: argparse.Namespace) -> int:
     chosen = _load()
     chosen.require_api_key()
     with database_url(chosen) as url:
-        return _run(_run_sync(checked(url, chosen.engine), chosen, args.symbols or None))
+        return run(_run_sync(checked(url, chosen.engine), chosen, args.symbols or None))
 
 
 async def _run_sync(db: Database, chosen: Settings, symbols: Sequence[str] | None) -> int:
@@ -256,6 +210,22 @@ async def _run_sync(db: Database, chosen: Settings, symbols: Sequence[str] | Non
     for symbol, reason in sorted(done.failures.items()):
         _say(f"FAILED {symbol}: {reason}")
     return FAILED if done.failures else DONE
+
+
+def _status(_: argparse.Namespace) -> int:
+    chosen = _load()
+    with database_url(chosen) as url:
+        return run(_run_status(checked(url, chosen.engine), chosen), told="")
+
+
+async def _run_status(db: Database, chosen: Settings) -> int:
+    now = utc_now()
+    async with db, db.connection() as conn:
+        overview = await status.overview(conn, db.engine, chosen, now)
+        health = await status.health(conn, chosen, now)
+        source = await ledger.source(conn)
+    status_table.show(overview, health, source=source, keeps=db.engine.keeps(chosen.retention))
+    return FAILED if health.reasons else DONE
 
 
 def _replay(args: argparse.Namespace) -> int:
@@ -272,7 +242,7 @@ def _demo(_: argparse.Namespace) -> int:
             migrate(url, chosen.engine)
             now = utc_now()
             asked = Range(Timeframe.D1.floor(now - timedelta(days=chosen.backfill_days)), coverage.minute_floor(now))
-            code = _run(_run_backfill(checked(url, chosen.engine), chosen, None, asked))
+            code = run(_run_backfill(checked(url, chosen.engine), chosen, None, asked))
             if code == DONE:
                 print(WARNING)
                 print(f"Try {address}/api/candles/EURUSD?timeframe=1h", flush=True)

@@ -49,6 +49,8 @@ class Database:
             min_size=1,
             max_size=size,
             timeout=CONNECT_SECONDS,
+            # The pauses between the tries of an attempt double: up to two minutes within the pool's own 300 s.
+            reconnect_timeout=CONNECT_SECONDS,
             check=AsyncConnectionPool.check_connection,
             open=False,
         )
@@ -58,12 +60,14 @@ class Database:
         """A connection in autocommit mode, given back at the end; DatabaseError when none can be had.
 
         CancelledError if this task was cancelled meanwhile: the pool waits with `asyncio.wait_for`, which up to
-        Python 3.11 forgets a cancellation that comes together with its result.
+        Python 3.11 forgets a cancellation that comes together with its result. An earlier one does not count: 3.11's
+        TaskGroup leaves its own on the task behind when it fails.
         """
+        task = asyncio.current_task()
+        before = task.cancelling() if task is not None else 0
         try:
             async with self.pool.connection() as conn:
-                task = asyncio.current_task()
-                if task is not None and task.cancelling():
+                if task is not None and task.cancelling() > before:
                     raise asyncio.CancelledError
                 yield conn
         except PoolTimeout as exc:

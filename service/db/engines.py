@@ -52,6 +52,9 @@ class Engine(Protocol):
         conn: in autocommit mode. Bars younger than the re-checks reach are not compressed.
         """
 
+    def keeps(self, retention: Retention) -> str:
+        """How long what is kept, in words."""
+
     async def jobs(self, conn: AsyncConnection[Any]) -> list[DatabaseJob]:
         """What the database does by itself, and how it went."""
 

@@ -66,6 +66,10 @@ class Plain:
     def age(self, conn: Connection[Any], retention: Retention, recheck_days: int) -> None:
         """Nothing: all is kept as it is."""
 
+    def keeps(self, retention: Retention) -> str:  # noqa: ARG002 - the engines share one signature
+        """For ever."""
+        return "This engine keeps everything (no retention, no compression)."
+
     async def jobs(self, conn: AsyncConnection[Any]) -> list[DatabaseJob]:  # noqa: ARG002 - as above
         """It does nothing by itself."""
         return []

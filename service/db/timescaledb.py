@@ -127,6 +127,13 @@ class TimescaleDB:
         """By policies."""
         policies.reconcile(conn, retention, recheck_days)
 
+    def keeps(self, retention: Retention) -> str:
+        """As retention says."""
+        kept = {timeframe.value: retention.get(timeframe) for timeframe in Timeframe}
+        return "Kept: " + ", ".join(
+            f"{name} {'for ever' if length is None else f'{length.days} days'}" for name, length in kept.items()
+        )
+
     async def jobs(self, conn: AsyncConnection[Any]) -> list[policies.DatabaseJob]:
         """The policies."""
         return await policies.jobs(conn)

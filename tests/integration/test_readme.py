@@ -49,17 +49,18 @@ def test_every_example_of_the_readme_works(database: str, engine: str, capsys: p
     """Command line, HTTP, SQL and Python, one after the other, as a newcomer would type them."""
     port = _free_port()
     env = os.environ | {"DATABASE_URL": database, "ENGINE": engine, "POLYGON_API_KEY": "key", "PORT": str(port)}
-    env |= {"POLYGON_RATE_LIMIT": "unlimited"}
+    env |= {"POLYGON_RATE_LIMIT": "unlimited", "ENABLE_SYNC_SCHEDULER": "false"}
     lines = [shlex.split(line)[1:] for line in _block("Command line", "sh").splitlines()]
-    commands = [line for line in lines if line[0] in {"migrate", "backfill"}]
-    assert [line[0] for line in lines if line not in commands] == ["serve", "replay"]
+    commands = [line for line in lines if line[0] in {"migrate", "backfill", "sync", "status"}]
+    assert [line[0] for line in lines if line not in commands] == ["serve", "worker", "replay"]
     with _program(["replay", "--port", "0"], env) as said:
         env["POLYGON_BASE_URL"] = said.split()[-1]
         for words in commands:
             done = subprocess.run(
                 [sys.executable, "-m", "service", *words], env=env, capture_output=True, text=True, check=False
             )
-            assert done.returncode == 0, done.stderr
+            assert done.returncode == (1 if words == ["status"] else 0), done.stderr
+            assert ("NOT WELL: no worker is running" in done.stdout) == (words == ["status"])
     with _program(["serve"], env) as said:
         assert f"127.0.0.1:{port}" in said
         _wait_for(port)

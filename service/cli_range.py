@@ -1,0 +1,45 @@
+"""Reads from the command line which range of the past is asked for."""
+
+import argparse
+import re
+from datetime import UTC, datetime, timedelta
+
+from service import coverage
+from service.errors import UsageError
+from service.ranges import Range
+from service.settings import Settings
+from service.timeframes import EPOCH, Timeframe
+
+
+def asked_range(args: argparse.Namespace, chosen: Settings, now: datetime, floor: datetime | None) -> Range:
+    """The range on the command line, on whole minutes, at most up to now."""
+    if args.days is not None and (args.start or args.end):
+        raise UsageError("--days goes without --from and --to")
+    if args.end and not args.start:
+        raise UsageError("--to needs --from")
+    if args.start:
+        start = _when("--from", args.start)
+        end = min(_when("--to", args.end) if args.end else now, now)
+        if start >= end:
+            raise UsageError(f"--from {args.start} does not lie before {args.end or 'now'}")
+        return Range(coverage.minute_floor(start), min(Timeframe.M1.ceil(end), coverage.minute_floor(now)))
+    most = (now - EPOCH).days
+    if args.days is not None and not (re.fullmatch("[1-9][0-9]{0,4}", args.days) and int(args.days) <= most):
+        raise UsageError(f"--days {args.days}: give a whole number from 1 to {most}")
+    back = now - timedelta(days=min(int(args.days or chosen.backfill_days), most))
+    start = Timeframe.D1.floor(back)
+    # A whole number of days that just fits into the retention is meant to fit; a default always is.
+    if floor is not None and start < floor and (args.days is None or floor <= Timeframe.D1.ceil(back)):
+        start = floor
+    return Range(start, coverage.minute_floor(now))
+
+
+def _when(option: str, text: str) -> datetime:
+    try:
+        at = datetime.fromisoformat(text)
+        at = at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise UsageError(f"{option} {text}: give a date (2024-01-31) or ISO 8601 (2024-01-31T09:30Z), UTC") from None
+    if at < EPOCH:
+        raise UsageError(f"{option} {text}: there are no bars before {EPOCH:%Y}")
+    return at
