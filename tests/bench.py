@@ -39,6 +39,7 @@ from service.ranges import Range
 from service.settings import Settings, load
 from service.store import Stored
 from service.timeframes import Timeframe, utc_now
+from tests import bench_sync
 
 SYMBOLS = ["EURUSD", "GBPUSD", "USDJPY", "XAUUSD", "SPX500", "BTCUSD", "ETHUSD", "SOLUSD", "XRPUSD", "ADAUSD"]
 COINS = ["BTCUSD", "ETHUSD", "SOLUSD", "XRPUSD", "ADAUSD", "DOGEUSD", "LTCUSD", "BCHUSD", "LINKUSD", "DOTUSD"]
@@ -67,21 +68,30 @@ def main() -> None:
     """Run everything that this machine has an engine for."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--runs", type=int, default=3, help="of each measurement; the median counts (default 3)")
+    parser.add_argument("--part", choices=("backfill", "sync"), help="only this part")
     parser.add_argument("--child", nargs=5, metavar="X", help=argparse.SUPPRESS)
+    parser.add_argument("--sync", nargs=4, metavar="X", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         asyncio.run(_child(*args.child))
+        return
+    if args.sync:
+        bench_sync.child(*args.sync)
         return
     print(f"{os.cpu_count()} processors, Python {sys.version.split()[0]}; medians of {args.runs} runs", flush=True)
     with replay_process() as provider:
         for place in (_plain, _timescaledb):
             with place() as found:
-                if found is not None:
+                if found is None:
+                    continue
+                print(f"\n{found.engine}", flush=True)
+                if args.part != "sync":
                     _engine(found, provider, args.runs)
+                if args.part != "backfill":
+                    _sync(found, provider, args.runs)
 
 
 def _engine(place: Place, provider: str, runs: int) -> None:
-    print(f"\n{place.engine}", flush=True)
     ratios, rates, limits, cpus, peaks = [], [], [], [], []
     for number in range(runs + 1):
         with _database(place) as url:
@@ -108,6 +118,14 @@ def _engine(place: Place, provider: str, runs: int) -> None:
         costs.append(ours.seconds / ours.bars * 1e6)
         print(f"  {ours.bars:,} bars: {costs[-1]:.2f} us a bar, peak memory {ours.peak_mb:.0f} MB", flush=True)
     print(f"  cost a bar at ten times the bars: x {costs[1] / costs[0]:.2f}", flush=True)
+
+
+def _sync(place: Place, provider: str, runs: int) -> None:
+    for what, times in (("passes", 1), ("recheck", 1), ("reads", runs)):
+        for _ in range(times):
+            with _database(place) as url:
+                command = [sys.executable, "-m", "tests.bench", "--sync", what, url, place.engine, provider]
+                subprocess.run(command, check=True)
 
 
 def _backfill(url: str, engine: str, provider: str, symbols: list[str], days: int) -> Measured:
