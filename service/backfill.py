@@ -46,11 +46,13 @@ async def backfill(
     asked: Range,
     *,
     watcher: Watcher,
+    retry_unavailable: bool = False,
     clock: Callable[[], datetime] = utc_now,
 ) -> Summary:
     """Fetch, store and refresh what of the asked range is not covered for these symbols (None: all active ones).
 
     asked: half-open, on whole minutes. It is added to `wanted` first, so that an interrupted run is known.
+    retry_unavailable: ask again for what the provider did not have, or had no usable bar for.
     Only one process a database calls the provider: while another does, this follows what that one does, and takes
     over if it ends first. Cancelling it at any time leaves whole pieces only. Failing pieces do not stop the others;
     they are in the summary. Raises SourceMismatch, UsageError (below the floor), and psycopg's errors.
@@ -61,6 +63,8 @@ async def backfill(
     async with db.connection() as conn:
         chosen = [one.symbol for one in await ledger.ledgers(conn, symbols)]
         await ledger.want(conn, chosen, asked)
+        if retry_unavailable:
+            await ledger.forget_unavailable(conn, chosen, asked)
         await ledger.call_worker(conn)
     follower = Follower(db, settings, chosen, asked, watcher=watcher, clock=clock)
     async with fetching_alone(db, follower.look) as lock:

@@ -8,7 +8,7 @@ import msgspec
 
 from service.bars import from_ms
 from service.coverage import MINUTE, minute_floor
-from service.market_hours import Market, open_time
+from service.market_hours import Market, is_open, open_time
 
 Kind = Literal["real-time", "delayed", "end-of-day"]
 NEW_YORK = ZoneInfo("America/New_York")
@@ -53,9 +53,11 @@ class Entitlement(msgspec.Struct, frozen=True, kw_only=True):
         if newest is not None and newest > midnight:
             if not delayed:
                 return Entitlement(kind="real-time", seen_at=now)
-            observed = open_time(market, newest, minute_floor(now))
-            known = self.delay if self.kind == "delayed" else observed
-            return Entitlement(kind="delayed", delay=min(known, observed), seen_at=now)
+            # Never less than the delay, but more where nobody traded: the least counts.
+            observed = minute_floor(now) - newest
+            if self.kind == "delayed":
+                return Entitlement(kind="delayed", delay=min(self.delay, observed), seen_at=now)
+            return Entitlement(kind="delayed", delay=observed, seen_at=now) if is_open(market, now) else self
         recent = self.seen_at is not None and self.kind != "end-of-day" and now - self.seen_at < FORGET_AFTER
         if delayed and not recent and open_time(market, midnight, minute_floor(now)) >= SURE_AFTER:
             return Entitlement(kind="end-of-day", seen_at=now)

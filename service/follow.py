@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
-from service import coverage, ledger
+from service import coverage, heartbeat, ledger
 from service.coverage import Ledger, Piece
 from service.db.connect import Database
 from service.plan import Watcher, plan_of
@@ -40,6 +40,9 @@ class Follower:
         async with self._db.connection() as conn:
             ledgers = await ledger.ledgers(conn, self._symbols)
             failed = await ledger.failed_since(conn, self._symbols, self._began)
+            refusal = await heartbeat.refusal(conn, self._clock())
+            if refusal is not None:
+                failed = dict.fromkeys(self._symbols, refusal)
         if self._open is None:
             plan = plan_of(ledgers, self._asked, self._settings.polygon_rate_limit, self._clock())
             self._open = [piece for one in plan.slices for piece in one.pieces]

@@ -11,6 +11,9 @@ from psycopg import AsyncConnection
 
 ProviderState = Literal["ok", "unreachable", "unauthorized"]
 
+SILENT_AFTER = timedelta(seconds=15)
+"""A worker that said nothing for so long is not there."""
+
 
 class Worker(msgspec.Struct, frozen=True, kw_only=True):
     """The process that keeps the database up to date, as it said last. Instants are aware UTC."""
@@ -84,6 +87,14 @@ async def worker(conn: AsyncConnection[Any]) -> Worker | None:
     )
     row = await cursor.fetchone()
     return None if row is None else Worker(**dict(zip(Worker.__struct_fields__, row, strict=True)))
+
+
+async def refusal(conn: AsyncConnection[Any], now: datetime) -> str | None:
+    """Why the worker that lives calls nobody until a person corrects it (its key is refused); None: it does call."""
+    one = await worker(conn)
+    if one is None or one.provider != "unauthorized" or now - one.beat_at > SILENT_AFTER:
+        return None
+    return f"the worker that runs: {one.provider_message}"
 
 
 async def jobs(conn: AsyncConnection[Any]) -> Sequence[JobState]:

@@ -60,6 +60,14 @@ async def want(conn: AsyncConnection[Any], symbols: Sequence[str], asked: Range)
     )
 
 
+async def forget_unavailable(conn: AsyncConnection[Any], symbols: Sequence[str], asked: Range) -> None:
+    """Ask once more for what could not be had of a range: the plan may reach further by now, a bar may be mended."""
+    await conn.execute(
+        "UPDATE market_data.sync_state SET unavailable = unavailable - tstzmultirange(%s) WHERE symbol = ANY(%s)",
+        (as_range(asked), list(symbols)),
+    )
+
+
 async def source(conn: AsyncConnection[Any]) -> str | None:
     """Where the bars of this database come from: polygon, replay:synthetic, replay:csv; None before the first bar."""
     row = await (await conn.execute("SELECT source FROM market_data.installation")).fetchone()

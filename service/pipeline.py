@@ -45,6 +45,7 @@ class Pipeline:
         source: Source,
         *,
         fetchers: int,
+        writers: int = WRITERS,
         clock: Callable[[], datetime],
     ) -> None:
         self.total = Stored()
@@ -53,6 +54,7 @@ class Pipeline:
         self._client = client
         self._source = source
         self._fetchers = fetchers
+        self._writers = writers
         self._clock = clock
         # Bounds the memory, together with the calls in flight.
         self._answers: asyncio.Queue[tuple[Call, Answer]] = asyncio.Queue(max(2, fetchers // 2))
@@ -62,7 +64,7 @@ class Pipeline:
     async def go(self) -> None:
         """Work until the source has no more, all is stored, and the aggregates show it."""
         async with asyncio.TaskGroup() as helpers:
-            writing = [helpers.create_task(self._write()) for _ in range(WRITERS)]
+            writing = [helpers.create_task(self._write()) for _ in range(self._writers)]
             helpers.create_task(self._refresh())
             if await self._obtain():  # alone: a key that is refused costs one call
                 async with asyncio.TaskGroup() as fetching:
@@ -141,5 +143,7 @@ class Pipeline:
             await self._refresh_due.wait()
             self._refresh_due.clear()
             last = self._all_stored
+            # By the provider's clock where ours runs ahead: what is refreshed past the present hides what follows.
+            now = self._clock() - max(self._client.clock_ahead or timedelta(), timedelta())
             async with self._db.connection() as conn:
-                await self._db.engine.refresh(conn, self._settings.retention, self._clock())
+                await self._db.engine.refresh(conn, self._settings.retention, now)

@@ -1,5 +1,6 @@
 """Learns from the answers at the edge what the plan gives of each asset class, and how to ask for no more."""
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 import msgspec
@@ -21,13 +22,18 @@ class Recognition:
         self._settle = settle
         self._noted: dict[str, Entitlement] = {}
         self._probed: dict[str, datetime] = {}
-        """Asset class to the day (its New York midnight) on which a class given at its end was asked for more."""
+        """Asset class to the day (its New York midnight) on which it was asked for more than it is known to give."""
+
+    def load(self, known: Mapping[str, Entitlement]) -> None:
+        """Go on with what the database has: what could not be noted there is learned again."""
+        self.known = dict(known)
+        self._noted = dict(known)
 
     def probing(self, call: Call, now: datetime) -> Call:
-        """Once a day one symbol of a class given at the end of the day asks for more: the plan may have changed."""
+        """Once a day one symbol of a class that comes late asks for more: the plan may have changed, or be faster."""
         midnight = new_york_midnight(now)
         known = self.known.get(call.asset_type, Entitlement())
-        if call.end_of_day or known.kind != "end-of-day" or self._probed.get(call.asset_type) == midnight:
+        if call.end_of_day or known.kind == "real-time" or self._probed.get(call.asset_type) == midnight:
             return call
         self._probed[call.asset_type] = midnight
         return _until(call, minute_floor(now))
@@ -38,6 +44,8 @@ class Recognition:
             self.known[call.asset_type] = Entitlement(kind="end-of-day", seen_at=now)
         else:
             known = self.known.get(call.asset_type, Entitlement())
+            if call.piece.range.end >= minute_floor(now):
+                self._probed[call.asset_type] = new_york_midnight(now)
             market = market_of(call.asset_type, call.piece.ticker)
             self.known[call.asset_type] = known.seen(market, newest_ms, now, delayed=delayed)
 
@@ -50,6 +58,7 @@ class Recognition:
         midnight = new_york_midnight(now - self._settle)
         if end <= midnight:
             return None, False
+        self._probed[call.asset_type] = new_york_midnight(now)
         if start >= midnight:
             self.known[call.asset_type] = Entitlement(kind="end-of-day", seen_at=now)
             return None, True

@@ -32,6 +32,9 @@ class _Job:
         self.running: asyncio.Task[None] | None = None
         self.planned: schedule.Job | None = None
         self.failures = 0
+        self.retry: asyncio.TimerHandle | None = None
+        self.again = False
+        """Wanted once more while it ran."""
 
     @property
     def next_run_at(self) -> datetime | None:
@@ -48,6 +51,7 @@ class Scheduler:
         self._clock = clock
         self._schedule = schedule.Scheduler()
         self._jobs: dict[str, _Job] = {}
+        self._ended = False
 
     def every_minute(self, name: str, work: Callable[[], Awaitable[str]]) -> None:
         """Two seconds after each minute: by then the provider has the bar that ended with it."""
@@ -59,6 +63,7 @@ class Scheduler:
 
     def trigger(self, name: str) -> None:
         """Let a job run as soon as it does not run already."""
+        self._jobs[name].again = True
         self._start(name)
 
     async def run(self) -> None:
@@ -75,6 +80,7 @@ class Scheduler:
                 await asyncio.sleep(min(max(idle, 0.0), LONGEST_WAIT))
                 self._schedule.run_pending()
         finally:
+            self._ended = True
             running = [job.running for job in self._jobs.values() if job.running is not None]
             for task in running:
                 task.cancel()
@@ -89,7 +95,10 @@ class Scheduler:
 
     def _start(self, name: str) -> None:
         job = self._jobs[name]
-        if job.running is None or job.running.done():
+        if not self._ended and (job.running is None or job.running.done()):
+            job.again = False
+            if job.retry is not None:
+                job.retry.cancel()
             job.running = asyncio.get_running_loop().create_task(self._run(job), name=name)
 
     async def _run(self, job: _Job) -> None:
@@ -104,14 +113,15 @@ class Scheduler:
             result, message = "failed", " ".join(f"{type(exc).__name__}: {exc}".split())
             expected = isinstance(exc, (CandlewickError, psycopg.Error, OSError))
             log.log(logging.ERROR, "job %s failed: %s", job.name, message, exc_info=None if expected else exc)
-            retry = min(SHORTEST_RETRY * 2**job.failures, LONGEST_RETRY)
             job.failures = min(job.failures + 1, 10)
-            asyncio.get_running_loop().call_later(retry, self._start, job.name)
         await self._tell(
             partial(heartbeat.job_finished, outcome=(result, message), next_run_at=job.next_run_at),
             job.name,
             self._clock(),
         )
+        if job.again or result == "failed":
+            pause = 0.0 if job.again else min(SHORTEST_RETRY * 2 ** (job.failures - 1), LONGEST_RETRY)
+            job.retry = asyncio.get_running_loop().call_later(pause, self._start, job.name)
 
     async def _tell(self, say: Callable[..., Awaitable[None]], *arguments: object) -> None:
         """Note it in the database, for the status; a database that is away does not keep a job from running."""

@@ -109,6 +109,9 @@ class _Keeper:
         with self._lock:
             if self._stopped.is_set():
                 return None
-            # Its end of the pipe closes when this process is gone, however it went.
-            self._child = subprocess.Popen(command, stdin=subprocess.PIPE, env=dict(self._env))  # noqa: S603 - our own
+            # Its end of the pipe closes when this process is gone, however it went. In a group of its own no Ctrl-C of
+            # a terminal meets it: that would end it with a traceback while it still begins.
+            self._child = subprocess.Popen(  # noqa: S603 - our own
+                command, stdin=subprocess.PIPE, env=dict(self._env), process_group=0
+            )
             return self._child

@@ -9,7 +9,7 @@ from psycopg import AsyncConnection
 
 from service import ledger
 from service.bars import Bars, RejectedBar, from_ms
-from service.coverage import MINUTE, Ledger, Piece, settled_edge
+from service.coverage import MINUTE, Ledger, Piece, minute_floor, settled_edge
 from service.db.connect import WRITER_LOCK, as_multirange, as_range
 from service.db.engines import Engine
 from service.merge import Counts, Part, copy_new, merge
@@ -92,7 +92,8 @@ async def _write(
         Part(
             piece=answer.piece,
             bars=answer.bars,
-            covered=known[answer.piece.symbol].covered,
+            # A minute whose bar came, but cannot be, is not one without a bar: what is stored there stays.
+            covered=known[answer.piece.symbol].covered - _minutes(answer.rejected),
             settling=settled[answer.piece.symbol] - known[answer.piece.symbol].covered,
             recheck=answer.kind == "recheck",
         )
@@ -156,7 +157,7 @@ def _row(outcome: _Outcome) -> dict[str, Any]:
     answer, known, settled = outcome.answer, outcome.known, outcome.settled
     ts = answer.bars.ts
     received = [from_ms(int(ts[place])) for place in (0, -1)] if len(ts) else []
-    refused = Ranges((from_ms(bar.ts), from_ms(bar.ts) + MINUTE) for bar in answer.rejected) & settled
+    refused = _minutes(answer.rejected) & settled
     if answer.kind == "recheck":
         refused -= known.covered
     edge = answer.kind == "edge"
@@ -170,12 +171,16 @@ def _row(outcome: _Outcome) -> dict[str, Any]:
         "rows": outcome.counts.new + outcome.counts.changed,
         "changed": outcome.counts.changed,
         "at": answer.asked_at,
-        "asked_to": answer.piece.range.end if edge else None,
+        "asked_to": min(answer.piece.range.end, minute_floor(answer.asked_at)) if edge else None,
         "asked_at": answer.asked_at if edge else None,
         "done": done,
         "rechecked": done if answer.kind == "recheck" else None,
         "rechecked_at": answer.asked_at if answer.kind == "recheck" else None,
     }
+
+
+def _minutes(rejected: Sequence[RejectedBar]) -> Ranges:
+    return Ranges((from_ms(bar.ts), from_ms(bar.ts) + MINUTE) for bar in rejected)
 
 
 _COVER = """

@@ -11,7 +11,7 @@ from psycopg import AsyncConnection
 
 from service import heartbeat, ledger, tracking
 from service.agenda import Agenda, Call
-from service.coverage import GRID, minute_floor
+from service.coverage import GRID, MINUTE, minute_floor
 from service.db.connect import Database
 from service.errors import NotAuthorized, NotEntitled, ProviderError, Unavailable, first_of
 from service.heartbeat import ProviderState
@@ -83,13 +83,20 @@ class Sync:
         was stored stays, and the next pass begins with the rest.
         """
         now = self._clock()
-        if self._paused_until is not None and now < self._paused_until:
+        # A pause that seems longer than the longest was begun by a clock that ran ahead.
+        if self._paused_until is not None and now < self._paused_until <= now + UNAUTHORIZED_PAUSE:
             return f"paused until {self._paused_until:%H:%M:%S} UTC: {self._message}"
         self._until = now + lasts
         await self._load(now, only)
         before, self._failed = Counter(self.calls), 0
         pipeline = Pipeline(
-            self._db, self._settings, self._client, self, fetchers=_fetchers(self._settings), clock=self._clock
+            self._db,
+            self._settings,
+            self._client,
+            self,
+            fetchers=_fetchers(self._settings),
+            writers=1,
+            clock=self._clock,
         )
         try:
             await pipeline.go()
@@ -115,6 +122,12 @@ class Sync:
         async with self._db.connection() as conn:
             marked = await tracking.mark_rechecks(conn, Range(start, end), now, RECHECK_EVERY)
         return f"{marked} symbols to be fetched anew from {start:%Y-%m-%d} on"
+
+    async def mark_clipped(self) -> str:
+        """What a plan's history does not reach is unavailable, not empty."""
+        async with self._db.connection() as conn:
+            found = await tracking.mark_clipped(conn)
+        return f"the plan's history ends before what was asked for: {', '.join(found)}" if found else "nothing to mend"
 
     # The source of the pipeline
 
@@ -169,12 +182,14 @@ class Sync:
                 pass
         self._failed += 1
         self._failures.append((call, exc))
+        self.agenda.failed(call, now)
 
     def stored(self, call: Call, answer: Answer, stored: Stored) -> bool:
         """Learns from an answer; a refresh is worth it when older work moves on to another slice."""
         self.calls[call.kind] += 1
         self._outages = 0
         self.provider, self._message = "ok", None
+        self.agenda.answered(call)
         if call.kind == "edge":
             news = stored.new + stored.changed > 0
             self.agenda.brought(call.piece.symbol, answer.asked_at, news=news)
@@ -200,10 +215,11 @@ class Sync:
         self.asked = False
         history = Timeframe.D1.floor(now - timedelta(days=self._settings.backfill_days))
         async with self._db.connection() as conn:
-            await tracking.track(conn, history if floor is None else max(history, floor), minute_floor(now))
+            since = history if floor is None else max(history, floor)
+            await tracking.track(conn, since, minute_floor(now), only)
             within = Range(floor or EPOCH, minute_floor(now))
             await tracking.answer_requests(conn, within)
-            self._recognition.known = await tracking.entitlements(conn)
+            self._recognition.load(await tracking.entitlements(conn))
             due = await tracking.due(conn, within, symbols=only)
         self.agenda.load(due, self._recognition.known, now, floor=floor, older=only is None)
 
@@ -232,10 +248,10 @@ class Sync:
         self._noted_state = state
 
     async def _note_failure(self, conn: AsyncConnection[Any], call: Call, exc: ProviderError, now: datetime) -> None:
+        # After an outage all go on at once: that one of them met it is not its own fault.
+        rest = REFUSED_PAUSE if isinstance(exc, NotEntitled) else MINUTE if isinstance(exc, Unavailable) else None
         refused = isinstance(exc, NotEntitled)
-        times = await ledger.note_failure(
-            conn, call.piece.symbol, str(exc), refused=refused, now=now, rest=REFUSED_PAUSE if refused else None
-        )
+        times = await ledger.note_failure(conn, call.piece.symbol, str(exc), refused=refused, now=now, rest=rest)
         log.warning("%s %s: %s (attempt %d in a row)", call.piece.symbol, call.piece.range, exc, times)
 
 

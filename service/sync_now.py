@@ -5,10 +5,11 @@ from datetime import datetime, timedelta
 
 import msgspec
 
-from service import ledger, tracking
+from service import heartbeat, ledger, tracking
 from service.backfill import limiter_of
 from service.coverage import MINUTE, minute_floor
 from service.db.connect import Database
+from service.errors import NotAuthorized
 from service.lock import fetching_alone
 from service.provider.client import open_client
 from service.ranges import Range
@@ -34,7 +35,8 @@ async def sync_now(
 ) -> Done:
     """Bring the edge of these symbols (None: all active ones) up to now, at the plan's rate; older work waits.
 
-    While another process holds the lock it is asked to do so, and waited for. Raises psycopg's errors, DatabaseError.
+    While another process holds the lock it is asked to do so, and waited for. Raises psycopg's errors, DatabaseError,
+    NotAuthorized.
     """
     began = clock()
     async with db.connection() as conn:
@@ -49,6 +51,9 @@ async def sync_now(
                 edge = minute_floor(clock())
                 await ledger.request(conn, chosen, Range(edge - MINUTE, edge))
                 asked = True
+            refusal = await heartbeat.refusal(conn, clock())
+            if refusal is not None:
+                raise NotAuthorized(refusal)
             return await tracking.any_requested(conn, chosen)
 
     async with fetching_alone(db, waiting) as lock:
@@ -59,7 +64,10 @@ async def sync_now(
             key = settings.require_api_key()
             async with open_client(settings.polygon_base_url, key, limiter=limiter, clock=clock) as client:
                 sync = Sync(db, settings, client, limiter, clock=clock)
-                say(await sync.run_pass(only=chosen, lasts=timedelta(days=1)))
+                said = await sync.run_pass(only=chosen, lasts=timedelta(days=1))
+                if sync.provider == "unauthorized":  # of no symbol: another pass only says why it would make no call
+                    raise NotAuthorized((await sync.run_pass(only=chosen)).partition(": ")[2])
+                say(said)
         else:
             say(f"Done in {(clock() - began).total_seconds():.1f} s.")
     async with db.connection() as conn:

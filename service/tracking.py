@@ -12,13 +12,24 @@ from service.entitlements import Entitlement
 from service.ranges import Range, Ranges
 
 
-async def track(conn: AsyncConnection[Any], since: datetime, now: datetime) -> None:
-    """From now on keep every active symbol up to date that is not yet, its history from `since` on included."""
+async def track(
+    conn: AsyncConnection[Any], since: datetime, now: datetime, symbols: Sequence[str] | None = None
+) -> None:
+    """From now on keep every active symbol up to date that is not yet, its history from `since` on included.
+
+    symbols: only of these.
+    """
     await conn.execute(
         "UPDATE market_data.sync_state AS s SET"
         " tracked_from = %(since)s, tracked_since = %(now)s, wanted = s.wanted + tstzmultirange(%(wanted)s)"
-        " FROM market_data.instruments AS i WHERE i.symbol = s.symbol AND i.active AND s.tracked_from IS NULL",
-        {"since": since, "now": now, "wanted": as_range(Range(since, now))},
+        " FROM market_data.instruments AS i WHERE i.symbol = s.symbol AND i.active AND s.tracked_from IS NULL"
+        " AND (%(symbols)s::text[] IS NULL OR i.symbol = ANY(%(symbols)s))",
+        {
+            "since": since,
+            "now": now,
+            "wanted": as_range(Range(since, now)),
+            "symbols": None if symbols is None else list(symbols),
+        },
     )
     await conn.execute(
         "UPDATE market_data.sync_state AS s SET tracked_from = NULL, tracked_since = NULL, asked_to = NULL"
@@ -115,6 +126,32 @@ async def mark_unavailable(conn: AsyncConnection[Any], symbol: str, below: datet
     )
 
 
+async def mark_clipped(conn: AsyncConnection[Any]) -> list[str]:
+    """Where a plan's history begins, answers that reach further back are cut without a word: not empty, unavailable.
+
+    It shows when three symbols or more of a class were answered from a week or more before their first bar on, and have
+    it on the same day. Returns the symbols whose ledger was put right.
+    """
+    cursor = await conn.execute(_MARK_CLIPPED)
+    return [symbol for (symbol,) in await cursor.fetchall()]
+
+
+_MARK_CLIPPED = """
+    WITH late AS (
+        SELECT s.symbol, i.asset_type, date_trunc('day', s.first_bar) AS begins
+        FROM market_data.sync_state AS s JOIN market_data.instruments AS i USING (symbol)
+        WHERE lower(s.covered) < s.first_bar - interval '7 days'
+    ), clipped AS (
+        SELECT symbol, tstzmultirange(tstzrange(NULL, begins)) AS before
+        FROM late JOIN (
+            SELECT asset_type, begins FROM late GROUP BY asset_type, begins HAVING count(*) >= 3
+        ) AS alike USING (asset_type, begins)
+    )
+    UPDATE market_data.sync_state AS s
+    SET covered = s.covered - c.before, unavailable = s.unavailable + (s.covered * c.before)
+    FROM clipped AS c WHERE c.symbol = s.symbol
+    RETURNING s.symbol
+"""
 _FACTS = (
     "symbol",
     "ticker",

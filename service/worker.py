@@ -64,6 +64,7 @@ async def _alone(db: Database, settings: Settings, clock: Callable[[], datetime]
             scheduler = Scheduler(db, clock)
             scheduler.every_minute("sync", sync.run_pass)
             scheduler.every_hour("recheck", sync.mark_rechecks)
+            scheduler.every_hour("history", sync.mark_clipped)
             log.info("this process keeps the database up to date from now on")
 
             async def heard() -> None:

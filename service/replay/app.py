@@ -12,8 +12,10 @@ from typing import Any, Literal
 
 import msgspec
 
+from service.bars import to_ms
 from service.replay.config import ReplayConfig, ticker_of
 from service.replay.faults import CUT_SHORT, FaultPlan
+from service.replay.hours import NEW_YORK, local_date, midnight
 from service.replay.market import Market, View
 from service.replay.pages import Page, page_of
 from service.replay.refusals import (
@@ -134,6 +136,10 @@ class ReplayApp:
         history = self._config.history_start
         if self._config.history_refused and history is not None and asked.start < history.timestamp() * 1000:
             raise Refusal(403, TIMEFRAME)
+        if self._config.today_refused:
+            today = local_date(NEW_YORK, to_ms(self._clock()))
+            if asked.end > midnight(NEW_YORK, today):
+                raise Refusal(403, TIMEFRAME)
 
     def _body(self, page: Page, asked: Wanted, base: str) -> bytes:
         """The keys in the provider's order; `results`, `count` and `next_url` only where there is something in them."""

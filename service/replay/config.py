@@ -38,6 +38,8 @@ class ReplayConfig(msgspec.Struct, frozen=True, kw_only=True):
     """No bar before it exists."""
     history_refused: bool = False
     """A range that begins before `history_start` is refused with 403 instead of being clipped."""
+    today_refused: bool = False
+    """A range that ends after the last New York midnight is refused with 403."""
     cache_mb: int = 400
     """Upper bound of the cache of rendered days, in MB (10**6 bytes)."""
     fault_rate: float = 0.0

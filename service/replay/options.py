@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     plan.add_argument("--rate-limit", metavar="N", help="calls a minute; more are refused with 429")
     plan.add_argument("--delay", metavar="MINUTES", help="hide what is newer, as a delayed plan does")
     plan.add_argument("--end-of-day", action="store_true", help="hide what is newer than New York's last midnight")
+    plan.add_argument("--today-refused", action="store_true", help="refuse (403) what ends after that midnight")
     plan.add_argument("--deny", action="append", metavar="TICKER", help="refuse (403) this ticker or prefix, as I:")
     faults = parser.add_argument_group("faults")
     faults.add_argument("--fault-rate", metavar="SHARE", help="share of requests, 0 to 1, that go wrong")
@@ -130,6 +131,7 @@ _READERS: dict[str, tuple[str, _Reader]] = {
     "rate-limit": ("rate_limit", _integer(1)),
     "delay": ("delay", _integer(0, 5_000_000)),
     "end-of-day": ("end_of_day", bool),
+    "today-refused": ("today_refused", bool),
     "deny": ("denied", tuple),
     "fault-rate": ("fault_rate", _number(0, 1)),
     "fault-seed": ("fault_seed", _integer(0)),
