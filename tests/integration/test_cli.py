@@ -106,6 +106,11 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         (["backfill", "EURUSB", "--days", "3"], "unknown symbol 'EURUSB'; nearest: EURUSD"),
         (["backfill", "BTCUSD", "C:EURUSD", "--days", "3"], "unknown symbol 'C:EURUSD'; nearest: EURUSD"),
         (["backfill", "?", "--days", "3"], "unknown symbol '?'"),
+        (["sync", "EURUSB"], "unknown symbol 'EURUSB'; nearest: EURUSD"),
+        (["sync", "BTCUSD", "nosuch"], "unknown symbol 'NOSUCH'"),
+        (["sync", "--days", "3"], "unrecognized arguments: --days"),
+        (["worker", "EURUSD"], "unrecognized arguments: EURUSD"),
+        (["serve", "--backfill"], "unrecognized arguments: --backfill"),
     ],
 )
 def test_what_cannot_be_meant_is_told_in_one_line(
@@ -135,7 +140,9 @@ def plain_database(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
     ("words", "variables", "told"),
     [
         (["backfill", "EURUSD"], {"POLYGON_API_KEY": ""}, "POLYGON_API_KEY: is not set"),
-        (["serve", "--backfill"], {"POLYGON_API_KEY": ""}, "POLYGON_API_KEY: is not set"),
+        (["worker"], {"POLYGON_API_KEY": ""}, "POLYGON_API_KEY: is not set"),
+        (["sync"], {"POLYGON_API_KEY": ""}, "POLYGON_API_KEY: is not set"),
+        (["serve"], {"ENABLE_SYNC_SCHEDULER": "maybe"}, "ENABLE_SYNC_SCHEDULER: 'maybe' is refused"),
         (["backfill", "EURUSD"], {"POLYGON_RATE_LIMIT": "0"}, "POLYGON_RATE_LIMIT: '0' is refused"),
         (["migrate"], {"ENGINE": "oracle"}, "ENGINE: 'oracle' is refused"),
         (["serve"], {"PORT": "http"}, "PORT: 'http' is refused"),
@@ -178,7 +185,7 @@ def test_a_database_that_was_never_migrated_is_told_in_one_line(
 ) -> None:
     """Exit code 1, and what to run, before anything is fetched or served."""
     variables = {"DATABASE_URL": empty_database, "ENGINE": engine, "POLYGON_API_KEY": KEY, "PORT": "0"}
-    for words in (["serve"], ["backfill", "--all"], ["serve", "--backfill"]):
+    for words in (["serve"], ["backfill", "--all"], ["worker"], ["sync"]):
         code, line = refused(*words, **variables)
         assert code == 1
         assert line.endswith("run `candlewick migrate`")
@@ -189,7 +196,7 @@ def test_a_database_that_cannot_be_reached_is_told_in_one_line(refused: Refused)
     with socket.create_server(("127.0.0.1", 0)) as gone:
         port = gone.getsockname()[1]
     variables = {"DATABASE_URL": f"postgresql://someone:s3cret@127.0.0.1:{port}/x", "POLYGON_API_KEY": KEY, "PORT": "0"}
-    for words in (["serve"], ["backfill", "--all"], ["migrate"]):
+    for words in (["serve"], ["backfill", "--all"], ["migrate"], ["worker"], ["sync", "EURUSD"]):
         code, line = refused(*words, **variables)
         assert code == 1
         assert f"cannot reach the database at 127.0.0.1:{port}" in line
@@ -212,12 +219,11 @@ def test_a_range_below_the_floor_is_refused(
 
 
 def test_a_busy_port_is_told_in_one_line(plain_database: dict[str, str], refused: Refused) -> None:
-    """Exit code 2, for PORT is to be changed; without a traceback, and before a backfill would begin."""
+    """Exit code 2, for PORT is to be changed; without a traceback, and before a worker would begin."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        for words in (["serve"], ["serve", "--backfill"]):
-            code, line = refused(*words, **plain_database, PORT=str(port))
-            assert (code, line) == (2, f"PORT: cannot listen on 127.0.0.1:{port}: Address already in use")
+        code, line = refused("serve", **plain_database, PORT=str(port))
+        assert (code, line) == (2, f"PORT: cannot listen on 127.0.0.1:{port}: Address already in use")
         code, line = refused("replay", "--port", str(port))
         assert (code, line.startswith(f"--port: cannot listen on 127.0.0.1:{port}: ")) == (2, True)
 
@@ -228,8 +234,9 @@ def test_version_and_help_are_told_without_any_setting() -> None:
     assert command("--version", env=bad).stdout == f"candlewick {__version__}\n"
     module = subprocess.run([sys.executable, "-m", "service", "--help"], capture_output=True, text=True, check=True)
     assert module.stderr == ""
-    for word in ("migrate", "backfill", "serve", "replay", "demo"):
+    for word in ("migrate", "backfill", "sync", "worker", "serve", "replay", "demo"):
         assert f"\n    {word} " in module.stdout
+    assert "--while-stdin-is-open" not in command("worker", "--help", env=bad).stdout, "our own, not a user's"
     assert "--from WHEN" in command("backfill", "--help", env=bad).stdout
 
 

@@ -23,6 +23,7 @@ from service.db.engines import ENGINES
 from service.db.migrate import migrate
 from service.db.preflight import checked
 from service.errors import DatabaseError
+from tests.integration.backfilling import value
 
 PASSWORD = "p@ss/w:rd"
 
@@ -150,12 +151,14 @@ def test_a_schema_from_an_older_release_is_told_what_to_run(
 ) -> None:
     later = tmp_path / "alembic"
     shutil.copytree(repository / "alembic", later)
-    (later / "versions" / "0002_later.py").write_text(
-        'revision = "0002"\ndown_revision = "0001"\n\n\ndef upgrade():\n    pass\n'
+    newest = value(database, "SELECT version_num FROM market_data.alembic_version")
+    (later / "versions" / "9998_later.py").write_text(
+        f'revision = "9998"\ndown_revision = "{newest}"\n\n\ndef upgrade():\n    pass\n'
     )
     monkeypatch.setattr(migrations, "_scripts", lambda: later)
-    assert "(0001) is older than this Candlewick (0002): run `candlewick migrate`" in refusal(checked, database, engine)
-    assert migrate(database, engine) == ("0001", "0002")
+    told = f"({newest}) is older than this Candlewick (9998): run `candlewick migrate`"
+    assert told in refusal(checked, database, engine)
+    assert migrate(database, engine) == (newest, "9998")
     assert checked(database, engine).engine.name == engine
 
 

@@ -5,23 +5,26 @@ from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 from typing import Any, LiteralString
 
+import msgspec
 import numpy as np
 import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg import AsyncConnection, sql
+from psycopg.types.multirange import Multirange
+from psycopg.types.range import Range as PgRange
 
 from service import ledger, merge
 from service.bars import Bars, RejectedBar, to_ms
-from service.coverage import MINUTE, Ledger
+from service.coverage import MINUTE, Ledger, Piece
 from service.db.connect import Database
 from service.db.engines import Engine
 from service.db.preflight import checked
 from service.errors import SourceMismatch, UnknownSymbol
 from service.ranges import Range, Ranges
-from service.store import Stored
-from tests.integration.marketdata import at, invent, minutes, put, wrong_candles
+from service.store import Answered, Stored, store
+from tests.integration.marketdata import SETTLE, SOURCE, at, invent, minutes, put, wrong_candles
 
 NOW = at("2024-03-05 12:07:30")
 TEN, ELEVEN, TWELVE = (at(f"2024-03-05 {hour}:00") for hour in (10, 11, 12))
@@ -466,3 +469,119 @@ async def test_a_bar_that_appeared_meanwhile_is_merged_and_not_an_error(
 
     monkeypatch.setattr(merge, "_untouched", untouched)
     assert await put(conn, db.engine, "EURUSD", TEN, ELEVEN, now=NOW) == Stored(new=59, unchanged=1)
+
+
+# Answers of several symbols at once, and of other kinds
+
+
+def answer(symbol: str, bars: Bars, start: datetime = TEN, end: datetime = THIS_MINUTE, **other: Any) -> Answered:  # noqa: ANN401
+    piece = Piece(symbol=symbol, ticker="", range=Range(start, end))
+    usual = Answered(piece=piece, bars=bars, rejected=[], source=SOURCE, asked_at=NOW, kind="edge")
+    return msgspec.structs.replace(usual, **other)
+
+
+async def test_answers_of_several_symbols_are_told_apart(db: Database, conn: AsyncConnection[Any]) -> None:
+    """Counts come in the order given; bars, revisions, changes, rejected bars and ledgers are each symbol's own."""
+    bars = {symbol: invent(minutes(TEN, THIS_MINUTE), seed) for seed, symbol in enumerate(("BTCUSD", "EURUSD"))}
+    whole = [answer(symbol, of) for symbol, of in bars.items()]
+    assert await store(conn, db.engine, whole, settle=SETTLE) == [Stored(new=127)] * 2
+    old = bars["BTCUSD"].close[5].item()
+    again = [
+        answer("XAUUSD", invent([]), rejected=[refused(TEN)]),
+        answer("EURUSD", bars["EURUSD"]),
+        answer("BTCUSD", with_close(bars["BTCUSD"], 5, 1.5)),
+        answer("GBPUSD", invent(minutes(ELEVEN, TWELVE)), rejected=[refused(TEN + MINUTE)]),
+    ]
+    assert await store(conn, db.engine, again, settle=SETTLE) == [
+        Stored(rejected=1),
+        Stored(unchanged=127),
+        Stored(changed=1, unchanged=126),
+        Stored(new=60, rejected=1),
+    ]
+    assert await rows(conn, "SELECT symbol, ts, close FROM market_data.bar_revisions") == [
+        ("BTCUSD", TEN + 5 * MINUTE, old)
+    ]
+    five = TEN + 5 * MINUTE
+    assert sorted((await changes(conn))[2:]) == [("BTCUSD", five, five + MINUTE), ("GBPUSD", ELEVEN, TWELVE)]
+    assert await rows(conn, "SELECT symbol, ts FROM market_data.rejected_bars ORDER BY symbol") == [
+        ("GBPUSD", TEN + MINUTE),
+        ("XAUUSD", TEN),
+    ]
+    assert [(await known(conn, symbol)).covered for symbol in ("EURUSD", "XAUUSD")] == [
+        Ranges.of(TEN, SETTLED),
+        Ranges(),
+    ]
+    bad = Ranges.of(TEN + MINUTE, TEN + 2 * MINUTE)
+    assert (await known(conn, "GBPUSD")).covered == Ranges.of(TEN, SETTLED) - bad
+    await db.engine.refresh(conn, {}, NOW)
+    assert await wrong_candles(conn) == []
+
+
+async def test_a_removed_symbol_takes_none_of_the_others_with_it(db: Database, conn: AsyncConnection[Any]) -> None:
+    await conn.execute("DELETE FROM market_data.instruments WHERE symbol = 'ETHUSD'")
+    bars = invent(minutes(TEN, THIS_MINUTE))
+    batch = [answer(symbol, bars) for symbol in ("BTCUSD", "ETHUSD", "EURUSD")]
+    assert await store(conn, db.engine, batch, settle=SETTLE) == [Stored(new=127), Stored(), Stored(new=127)]
+    assert await rows(conn, "SELECT DISTINCT symbol FROM market_data.candles_1m ORDER BY symbol") == [
+        ("BTCUSD",),
+        ("EURUSD",),
+    ]
+    alone = [answer("ETHUSD", bars)]
+    assert await store(conn, db.engine, alone, settle=SETTLE) == [Stored()]
+
+
+async def test_an_answer_of_another_source_keeps_the_whole_batch_out(db: Database, conn: AsyncConnection[Any]) -> None:
+    bars = invent(minutes(TEN, THIS_MINUTE))
+    with pytest.raises(SourceMismatch):
+        await store(conn, db.engine, [answer("BTCUSD", bars), answer("EURUSD", bars, source="polygon")], settle=SETTLE)
+    assert await rows(conn, "SELECT count(*) FROM market_data.candles_1m") == [(0,)]
+    assert await ledger.source(conn) is None
+
+
+async def test_an_edge_is_remembered_as_the_last_look_at_the_present(db: Database, conn: AsyncConnection[Any]) -> None:
+    """What a followed symbol is asked for is wanted of it, from where it is followed; older answers change none of it.
+
+    Nobody can have asked for what was still to come: a clock that ran ahead is not believed.
+    """
+    look: LiteralString = "SELECT asked_to, asked_at, wanted FROM market_data.sync_state WHERE symbol = %s"
+    await conn.execute("UPDATE market_data.sync_state SET tracked_from = %s WHERE symbol = 'EURUSD'", (TEN,))
+    bars = invent(minutes(ELEVEN, THIS_MINUTE))
+    tomorrow = THIS_MINUTE + timedelta(days=1)
+    edges = [answer("EURUSD", bars, ELEVEN, tomorrow), answer("BTCUSD", bars, ELEVEN)]
+    await store(conn, db.engine, edges, settle=SETTLE)
+    wanted = tstzmultirange(TEN, THIS_MINUTE)
+    assert await rows(conn, look, "EURUSD") == [(THIS_MINUTE, NOW, wanted)]
+    assert await rows(conn, look, "BTCUSD") == [(THIS_MINUTE, NOW, Multirange())]
+    earlier = NOW - timedelta(hours=1)
+    for kind in ("edge", "backfill", "recheck"):
+        await store(
+            conn, db.engine, [answer("EURUSD", bars, ELEVEN, TWELVE, kind=kind, asked_at=earlier)], settle=SETTLE
+        )
+        assert await rows(conn, look, "EURUSD") == [(THIS_MINUTE, NOW, wanted)]
+
+
+async def test_a_recheck_notes_what_it_misses_and_strikes_itself_off(db: Database, conn: AsyncConnection[Any]) -> None:
+    """A bar goes when a second one, almost a day later, misses it too; coverage stays, whatever comes."""
+    await put(conn, db.engine, "EURUSD", TEN, ELEVEN, now=NOW)
+    gone = TEN + 30 * MINUTE
+    bars = invent([minute for minute in minutes(TEN, ELEVEN) if minute != gone])
+    for hours, left in ((0, 60), (19, 60), (20, 59)):
+        await conn.execute(
+            "UPDATE market_data.sync_state SET recheck = tstzmultirange(tstzrange(%s, %s)) WHERE symbol = 'EURUSD'",
+            (TEN, ELEVEN),
+        )
+        now = NOW + timedelta(hours=hours)
+        one = answer("EURUSD", bars, TEN, ELEVEN, kind="recheck", asked_at=now, rejected=[refused(TEN + MINUTE)])
+        await store(conn, db.engine, [one], settle=SETTLE)
+        assert await rows(conn, "SELECT count(*) FROM market_data.candles_1m") == [(left,)]
+        state = await rows(conn, "SELECT recheck, rechecked_at FROM market_data.sync_state WHERE symbol = 'EURUSD'")
+        assert state == [(Multirange(), now)]
+        assert (await known(conn)).covered == Ranges.of(TEN, ELEVEN)
+        assert (await known(conn)).unavailable == Ranges()
+    assert await rows(conn, "SELECT ts FROM market_data.bar_revisions") == [(gone,)]
+    await db.engine.refresh(conn, {}, NOW)
+    assert await wrong_candles(conn) == []
+
+
+def tstzmultirange(start: datetime, end: datetime) -> Multirange[datetime]:
+    return Multirange([PgRange(start, end, "[)")])

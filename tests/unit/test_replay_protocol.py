@@ -175,6 +175,17 @@ async def test_history_is_refused_only_before_its_start() -> None:
     assert (await _get(app, _DAY.replace("14/", "13/"))).status_code == 403
 
 
+async def test_the_running_day_is_refused_up_to_new_york_s_midnight() -> None:
+    """A plan without the present answers what ends with the last day there, and that day too as soon as it is over."""
+    noon = datetime(2024, 5, 14, 16, tzinfo=UTC)
+    app = _app(now=noon, today_refused=True)
+    begin, midnight = (int(at.timestamp() * 1000) for at in (noon - timedelta(days=1), noon - timedelta(hours=12)))
+    for end, status in ((midnight - 60_000, 200), (midnight, 403), (midnight + 3_600_000, 403)):
+        assert (await _get(app, _AGGS.format("X:BTCUSD", "1/minute", begin, end))).status_code == status
+    later = _app(now=noon + timedelta(hours=12), today_refused=True)
+    assert (await _get(later, _AGGS.format("X:BTCUSD", "1/minute", begin, midnight))).status_code == 200
+
+
 async def test_the_rate_limit_counts_a_sliding_minute() -> None:
     """The call over the limit is refused and told how long to wait; refused calls are not counted."""
     uptime = [100.0]

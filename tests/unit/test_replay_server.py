@@ -157,7 +157,7 @@ def test_every_option_reaches_its_field() -> None:
         *shlex.split(
             "--bars EURUSD=a.csv --bars AAPL=b=c.csv.gz --seed 3 --now 2024-05-15 --host 0.0.0.0 --port 9"
             " --history-start 2024-01-01T02:00+02:00 --history-refused --bad-bar EURUSD@2024-01-02T10:00"
-            " --latency 2.5 --cache-mb 1 --rate-limit 5 --delay 15 --end-of-day --deny I: --deny AAPL"
+            " --latency 2.5 --cache-mb 1 --rate-limit 5 --delay 15 --end-of-day --today-refused --deny I: --deny AAPL"
             " --fault-rate 0.2 --fault-seed 7 --fault-kinds cut_json,server_error:502 --fault-delay 0.1"
         ),
         api_key="k",
@@ -176,6 +176,7 @@ def test_every_option_reaches_its_field() -> None:
         rate_limit=5,
         delay=15,
         end_of_day=True,
+        today_refused=True,
         denied=("I:", "AAPL"),
         fault_rate=0.2,
         fault_seed=7,
