@@ -14,6 +14,8 @@ from service.db import binary_copy
 from service.db.connect import as_multirange
 from service.ranges import Range, Ranges
 
+FEW = 1000
+"""Staged bars, up to which any plan of the database will do."""
 AGREE_AFTER = timedelta(hours=20)
 """Two re-checks at least so far apart must both miss a settled bar before it goes: they run once a day."""
 
@@ -77,6 +79,9 @@ async def merge(conn: AsyncConnection[Any], parts: Sequence[Part], now: datetime
     await conn.execute(_CREATE_STAGED)
     async with conn.cursor() as cursor, cursor.copy(_COPY_STAGED) as copy:
         await copy.write(binary_copy.encode([(part.piece.symbol, part.bars) for part in parts]))
+    if sum(len(part.bars) for part in parts) > FEW:
+        # Nobody knows the sizes of the staging table: a nested loop over it would be a thousand times slower.
+        await conn.execute("SET LOCAL enable_nestloop = off")
     gone = await _spans(conn, _WITHDRAW, arguments)
     if any(part.recheck for part in parts):
         gone = _joined(gone, await _spans(conn, _REMOVE_MISSED_TWICE, arguments))

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -20,7 +21,7 @@ from service.db.preflight import checked
 from service.ledger import want
 from service.ranges import Range
 from service.store import Answered, Stored, store
-from service.timeframes import AGGREGATED
+from service.timeframes import Timeframe
 
 SETTLE = timedelta(minutes=15)
 SOURCE = "replay:csv"
@@ -142,15 +143,19 @@ async def only_active(conn: AsyncConnection[Any], *symbols: str) -> None:
     await conn.execute("UPDATE market_data.instruments SET active = symbol = ANY(%s)", (list(symbols),))
 
 
-async def wrong_candles(conn: AsyncConnection[Any]) -> list[tuple[Any, ...]]:
+async def wrong_candles(conn: AsyncConnection[Any], *, by_level: bool = False) -> list[tuple[Any, ...]]:
     """The candles of every level, served or computed from the bars, that the other side does not have or has otherwise.
 
+    by_level: computed from the level below instead, which comes to the same if that one is right, and is cheaper.
     Left out is what is noted as still to refresh. Prices and counts are compared exactly, volumes and their averages
     to nine digits. Each row names level, symbol, start, and the values served and computed.
     """
     found: list[tuple[Any, ...]] = []
-    for timeframe in AGGREGATED:
-        query = sql.SQL(_COMPARE).format(level=sql.Identifier("market_data", timeframe.table))
+    for finer, timeframe in pairwise(Timeframe):
+        query = sql.SQL(_COMPARE).format(
+            level=sql.Identifier("market_data", timeframe.table),
+            source=sql.Identifier("market_data", (finer if by_level else Timeframe.M1).table),
+        )
         cursor = await conn.execute(query, {"length": timeframe.length, "name": timeframe.value})
         found += await cursor.fetchall()
     return found
@@ -169,7 +174,7 @@ _COMPARE = """
             CASE WHEN bool_or(volume > 0 AND vwap IS NULL) IS NOT TRUE
                 THEN sum(vwap * volume) / nullif(sum(volume), 0) END AS vwap,
             sum(trades)::bigint AS trades
-        FROM market_data.candles_1m
+        FROM {source}
         GROUP BY 1, 2
     ), pending AS (
         SELECT symbol, range FROM market_data.changes
