@@ -9,7 +9,7 @@ import msgspec
 
 from service import coverage
 from service.coverage import EMPTY_TAIL_SETTLES, GRID, MINUTE, Piece, minute_floor
-from service.entitlements import Entitlement
+from service.entitlements import DELIVERED_AFTER, Entitlement
 from service.instruments import AssetType
 from service.market_hours import last_open, market_of, open_time
 from service.ranges import Range, Ranges
@@ -220,7 +220,10 @@ class Agenda:
         if one.covered_end is not None and one.covered_end >= end:
             return None
         ages = (self._settle + entitlement.delay, EMPTY_TAIL_SETTLES)
-        return behind if any(one.asked_at < end + age + MINUTE <= now for age in ages) else None
+        wanting = any(one.asked_at < end + age + MINUTE <= now for age in ages)
+        if entitlement.kind == "end-of-day" and now < target + DELIVERED_AFTER:  # the day may come late
+            wanting = wanting or one.last_bar is None or one.last_bar + DELIVERED_AFTER < end
+        return behind if wanting else None
 
     def _requested(self, tracked: Iterable[Tracked], now: datetime) -> Iterator[Call]:
         older = []

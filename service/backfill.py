@@ -24,7 +24,7 @@ from service.errors import (
 from service.follow import Follower
 from service.lock import LockLost, fetching_alone, guard
 from service.pipeline import Pipeline
-from service.plan import Plan, Summary, Watcher, plan_of
+from service.plan import Plan, Summary, Watcher, plan_of, refuse_below
 from service.provider.client import Answer, open_client
 from service.provider.ratelimit import SlidingWindow
 from service.ranges import Range
@@ -58,7 +58,10 @@ async def backfill(
     they are in the summary. Raises SourceMismatch, UsageError (below the floor), and psycopg's errors.
     """
     began = time.monotonic()
-    _refuse_below_floor(db, settings, asked, clock())
+    now = clock()
+    refuse_below(db.engine.floors(settings.retention, now)[Timeframe.M1], asked.start)
+    if asked.start >= coverage.minute_floor(now):
+        raise UsageError(f"{asked.start:%Y-%m-%d %H:%M} lies in the future")
     key = settings.require_api_key()
     async with db.connection() as conn:
         chosen = [one.symbol for one in await ledger.ledgers(conn, symbols)]
@@ -195,17 +198,6 @@ class _Slices:
         if piece.range.end <= floor:
             return None
         return msgspec.structs.replace(piece, range=Range(floor, piece.range.end))
-
-
-def _refuse_below_floor(db: Database, settings: Settings, asked: Range, now: datetime) -> None:
-    floor = db.engine.floors(settings.retention, now)[Timeframe.M1]
-    if floor is not None and asked.start < floor:
-        raise UsageError(
-            f"{asked.start:%Y-%m-%d %H:%M} lies below {floor:%Y-%m-%d}, from where on one-minute bars are kept: "
-            "start later, or raise RETENTION_1M (`off` keeps everything)"
-        )
-    if asked.start >= coverage.minute_floor(now):
-        raise UsageError(f"{asked.start:%Y-%m-%d %H:%M} lies in the future")
 
 
 async def _note_failures(db: Database, failures: dict[str, str], now: datetime) -> None:

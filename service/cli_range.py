@@ -2,10 +2,11 @@
 
 import argparse
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 from service import coverage
 from service.errors import UsageError
+from service.plan import days_back
 from service.ranges import Range
 from service.settings import Settings
 from service.timeframes import EPOCH, Timeframe
@@ -26,11 +27,7 @@ def asked_range(args: argparse.Namespace, chosen: Settings, now: datetime, floor
     most = (now - EPOCH).days
     if args.days is not None and not (re.fullmatch("[1-9][0-9]{0,4}", args.days) and int(args.days) <= most):
         raise UsageError(f"--days {args.days}: give a whole number from 1 to {most}")
-    back = now - timedelta(days=min(int(args.days or chosen.backfill_days), most))
-    start = Timeframe.D1.floor(back)
-    # A whole number of days that just fits into the retention is meant to fit; a default always is.
-    if floor is not None and start < floor and (args.days is None or floor <= Timeframe.D1.ceil(back)):
-        start = floor
+    start = days_back(now, int(args.days) if args.days else None, chosen.backfill_days, floor)
     return Range(start, coverage.minute_floor(now))
 
 

@@ -131,21 +131,24 @@ async def note_failure(
     now: datetime,
     refused: bool = False,
     rest: timedelta | None = None,
+    longest: timedelta = timedelta(minutes=10),
 ) -> int:
     """Keep why a symbol's last attempt failed, and when to try again; returns how often in a row it failed.
 
-    refused: the plan does not cover it. rest: until the next attempt; None: a minute, doubled each time, to an hour.
+    refused: the plan does not cover it. rest: until the next attempt; None: a minute, doubled each time, at most
+    `longest`.
     """
     cursor = await conn.execute(
         "UPDATE market_data.sync_state SET status = %(status)s, error_message = %(message)s, failures = failures + 1,"
         " requested = '{}', next_attempt_at = %(now)s + coalesce(%(rest)s,"
-        " least(interval '1 hour', interval '1 minute' * 2 ^ least(failures, 10)) * (0.75 + 0.25 * random()))"
+        " least(%(longest)s, interval '1 minute' * 2 ^ least(failures, 10)) * (0.75 + 0.25 * random()))"
         " WHERE symbol = %(symbol)s RETURNING failures",
         {
             "status": "refused" if refused else "failed",
             "message": message,
             "now": now,
             "rest": rest,
+            "longest": longest,
             "symbol": symbol,
         },
     )

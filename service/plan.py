@@ -1,15 +1,17 @@
 """What a backfill is going to do and what it did, for those who watch it."""
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol
 
 import msgspec
 
 from service import coverage
 from service.coverage import Ledger, Piece, Slice
+from service.errors import UsageError
 from service.ranges import Range, Ranges
 from service.store import Stored
+from service.timeframes import EPOCH, Timeframe
 
 OPEN_SHARE = {"forex": 5 / 7, "commodity": 5 / 7, "index": 0.19, "crypto": 1.0, "stock": 0.48}
 """Share of all minutes in which a market of this type has bars; for the estimate only."""
@@ -51,6 +53,27 @@ def plan_of(ledgers: Sequence[Ledger], asked: Range, rate_limit: int | None, now
     """What a backfill of this range would do now."""
     slices = coverage.plan(ledgers, Ranges.of(asked.start, min(asked.end, coverage.minute_floor(now))))
     return Plan(asked=asked, ledgers=tuple(ledgers), slices=tuple(slices), rate_limit=rate_limit)
+
+
+def days_back(now: datetime, days: int | None, default: int, floor: datetime | None) -> datetime:
+    """The UTC midnight from which on so many days back are meant; days: None for the default.
+
+    A whole number of days that just fits into the retention is meant to fit; a default always is.
+    """
+    back = now - timedelta(days=min(days or default, (now - EPOCH).days))
+    start = Timeframe.D1.floor(back)
+    if floor is not None and start < floor and (days is None or floor <= Timeframe.D1.ceil(back)):
+        return floor
+    return start
+
+
+def refuse_below(floor: datetime | None, start: datetime) -> None:
+    """UsageError where a range begins where bars are not kept."""
+    if floor is not None and start < floor:
+        raise UsageError(
+            f"{start:%Y-%m-%d %H:%M} lies below {floor:%Y-%m-%d}, from where on one-minute bars are kept: "
+            "start later, or raise RETENTION_1M (`off` keeps everything)"
+        )
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,9 +11,10 @@ from service import coverage, ledger, tracking
 from service.coverage import MINUTE, Ledger, minute_floor
 from service.entitlements import Entitlement
 from service.errors import UsageError
+from service.plan import days_back, refuse_below
 from service.ranges import Range, Ranges
 from service.settings import Settings
-from service.timeframes import EPOCH, Timeframe
+from service.timeframes import Timeframe
 
 
 class Span(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,20 +89,12 @@ def range_of(known: Ledger, span: Span, now: datetime, *, floor: datetime | None
     elif span.days is None and known.covered.end is not None:
         start = min(known.covered.end, edge - MINUTE)
     else:
-        back = now - timedelta(days=min(span.days or backfill_days, (now - EPOCH).days))
-        start = Timeframe.D1.floor(back)
-        # A whole number of days that just fits into the retention is meant to fit; a default always is.
-        if floor is not None and start < floor and (span.days is None or floor <= Timeframe.D1.ceil(back)):
-            start = floor
+        start = days_back(now, span.days, backfill_days, floor)
     if start >= edge:
         raise UsageError(f"{start:%Y-%m-%d %H:%M} lies in the future: give an earlier start")
     if start >= end:
         raise UsageError(f"from ({start:%Y-%m-%d %H:%M}) must lie before to ({end:%Y-%m-%d %H:%M})")
-    if floor is not None and start < floor:
-        raise UsageError(
-            f"{start:%Y-%m-%d %H:%M} lies below {floor:%Y-%m-%d}, from where on one-minute bars are kept: "
-            "start later, or raise RETENTION_1M (`off` keeps everything)"
-        )
+    refuse_below(floor, start)
     return Range(start, end)
 
 

@@ -3,7 +3,7 @@
 import logging
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -13,7 +13,7 @@ from service import heartbeat, ledger, tracking
 from service.agenda import Agenda, Call
 from service.coverage import GRID, MINUTE, minute_floor
 from service.db.connect import Database
-from service.errors import NotAuthorized, NotEntitled, ProviderError, Unavailable, first_of
+from service.errors import BadRequest, NotAuthorized, NotEntitled, ProviderError, Unavailable, first_of
 from service.heartbeat import ProviderState
 from service.history import HistoryLimits
 from service.pipeline import Pipeline
@@ -34,8 +34,13 @@ MOST_FETCHERS = 16
 OUTAGES_UNTIL_PAUSE = 2
 SHORTEST_PAUSE, LONGEST_PAUSE = timedelta(seconds=15), timedelta(minutes=5)
 UNAUTHORIZED_PAUSE = timedelta(minutes=10)
-REFUSED_PAUSE = timedelta(days=1)
-LONGEST_FAILURE_PAUSE = timedelta(hours=1)
+RESTS: Mapping[type[ProviderError], timedelta] = {
+    NotEntitled: timedelta(days=1),
+    Unavailable: MINUTE,
+}
+"""How long a symbol rests after a failure; after others a minute, doubled each time."""
+LONGEST_REST = timedelta(minutes=10)
+LONGEST_REST_AFTER_BAD_REQUEST = timedelta(hours=1)
 RECHECK_EVERY = timedelta(days=1)
 
 
@@ -68,7 +73,7 @@ class Sync:
         self._paused_until: datetime | None = None
         self._outages = 0
         self._recognition = Recognition(timedelta(minutes=settings.settle_minutes))
-        self._limits = HistoryLimits()
+        self._limits, self._limits_since = HistoryLimits(), clock()
         self._failures: list[tuple[Call, ProviderError]] = []
         self._failed = 0
         self._noted_state: tuple[ProviderState, str | None, datetime | None] = ("ok", None, None)
@@ -213,6 +218,8 @@ class Sync:
         floor = self._floor(now)
         self._paused_until = None
         self.asked = False
+        if now - self._limits_since > RECHECK_EVERY:  # the plan may reach further by now
+            self._limits, self._limits_since = HistoryLimits(), now
         history = Timeframe.D1.floor(now - timedelta(days=self._settings.backfill_days))
         async with self._db.connection() as conn:
             since = history if floor is None else max(history, floor)
@@ -249,9 +256,12 @@ class Sync:
 
     async def _note_failure(self, conn: AsyncConnection[Any], call: Call, exc: ProviderError, now: datetime) -> None:
         # After an outage all go on at once: that one of them met it is not its own fault.
-        rest = REFUSED_PAUSE if isinstance(exc, NotEntitled) else MINUTE if isinstance(exc, Unavailable) else None
+        rest = next((rest for kind, rest in RESTS.items() if isinstance(exc, kind)), None)
         refused = isinstance(exc, NotEntitled)
-        times = await ledger.note_failure(conn, call.piece.symbol, str(exc), refused=refused, now=now, rest=rest)
+        longest = LONGEST_REST_AFTER_BAD_REQUEST if isinstance(exc, BadRequest) else LONGEST_REST
+        times = await ledger.note_failure(
+            conn, call.piece.symbol, str(exc), refused=refused, now=now, rest=rest, longest=longest
+        )
         log.warning("%s %s: %s (attempt %d in a row)", call.piece.symbol, call.piece.range, exc, times)
 
 

@@ -181,7 +181,7 @@ async def test_a_history_limit_met_in_the_first_pass_is_not_a_refusal_of_the_sym
     [
         (["server_error:503"], 40),
         (["rate_limited:empty", "broken_connection", "timeout"], 40),
-        (["broken_json", "cut_json", "wrong_types"], 80),
+        (["broken_json", "cut_json", "wrong_types"], 120),
     ],
     ids=["503", "429 and no answer", "broken bodies"],
 )
