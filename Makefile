@@ -74,6 +74,10 @@ down: ## stop what `up` started; the data stay
 test: $(INSTALLED) ## run the tests (TEST_DATABASE_URL: on TimescaleDB too)
 	@$(BIN)/python -m pytest -n 2 --cov --cov-report=term --cov-fail-under=95 $(ARGS)
 
+.PHONY: month
+month: $(INSTALLED) ## live a simulated month at 5, 100 and unlimited calls a minute (half an hour)
+	@EVERY_PLAN=1 $(BIN)/python -m pytest -n 2 -s --no-header tests/integration/test_month.py $(ARGS)
+
 .PHONY: check
 check: $(INSTALLED) ## check format, style, types and the order of imports
 	@$(BIN)/ruff format --check .
