@@ -8,7 +8,7 @@ from service.agenda import Agenda, Call
 from service.ranges import Range
 from service.timeframes import Timeframe
 
-FINE_ENOUGH = timedelta(days=1)
+DAY = timedelta(days=1)
 
 
 class HistoryLimits:
@@ -74,8 +74,10 @@ class HistoryLimits:
 
         What begins at `refused` is refused, and from `end` on everything is answered.
         """
-        middle = Timeframe.D1.ceil(refused + (end - refused) / 2)
-        if end - refused <= FINE_ENOUGH or not refused < middle < end:
+        middle = Timeframe.D1.floor(refused + (end - refused) / 2)
+        if middle <= refused:
+            middle = Timeframe.D1.floor(refused) + DAY
+        if middle >= end:  # no midnight lies between: a history begins with a day
             del self._refused[call.piece.symbol]
             self._begins[call.asset_type] = end
             self._found.append((call.piece.symbol, end))
