@@ -27,7 +27,7 @@ from tests.integration.simulation import Clock, Simulation
 BEGIN, END = at("2024-10-21 13:00:20"), at("2024-11-21 13:00:20")
 """Berlin changes its clocks on October 27, New York on November 3."""
 KEPT_FROM = at("2024-10-20 00:00")
-AWAKE = {"5": (3, 7), "100": (1, 3), "unlimited": (1, 3)}
+AWAKE = {"5": (20, 30), "100": (1, 3), "unlimited": (1, 3)}
 """So many passes in a row, a minute apart, before some hours without any: at 5 calls a minute a round takes nine."""
 ROUND = {"5": 50, "100": 2, "unlimited": 1}
 """Passes; at 5 calls a minute one of them is a re-check's."""
