@@ -1,5 +1,6 @@
 """One-minute bars as columns: the form in which they travel from the provider's answer to the store."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -33,8 +34,8 @@ class Bars(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     def __len__(self) -> int:
         return len(self.ts)
 
-    def take(self, which: NDArray[Any]) -> "Bars":
-        """The bars at a mask or at indexes, in that order."""
+    def take(self, which: NDArray[Any] | slice) -> "Bars":
+        """The bars at a mask, at indexes or in a slice, in that order."""
         return Bars(**{name: getattr(self, name)[which] for name in self.__struct_fields__})
 
     @classmethod
@@ -51,6 +52,15 @@ class Bars(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             vwap=none,
             trades=np.empty(0, np.int64),
         )
+
+
+def join(parts: Sequence[Bars]) -> Bars:
+    """Several runs of bars as one, in the order given."""
+    if len(parts) == 1:
+        return parts[0]
+    if not parts:
+        return Bars.empty()
+    return Bars(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in Bars.__struct_fields__})
 
 
 class RejectedBar(msgspec.Struct, frozen=True, kw_only=True):

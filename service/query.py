@@ -1,222 +1,261 @@
-"""Reads candles together with the proof of their completeness: bars, ledger and changes in one snapshot."""
+"""Reads candles together with the proof of their completeness: bars, ledger and changes in one snapshot.
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
-from datetime import datetime, timedelta
-from typing import Any, Literal, LiteralString
+A page of up to PAGE candles is read whole. What is longer is streamed: each window is a snapshot of its own, judged by
+its own ledger, and holds a connection only while it is read, however slowly its reader takes it.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import datetime
+from typing import Any, Literal
 
 import msgspec
-from psycopg import AsyncConnection, sql
+import numpy as np
+from numpy.typing import NDArray
+from psycopg import AsyncConnection, pq
 
-from service import coverage
-from service.bars import from_ms, to_ms
-from service.coverage import Ledger, Missing, Retention
-from service.db.connect import as_ranges
-from service.db.engines import Engine
-from service.ledger import COLUMNS, FROM, from_row, unknown
-from service.ranges import Range, Ranges
-from service.timeframes import EPOCH, Timeframe
+from service import proof
+from service.aggregate import Fill, fill
+from service.bars import Bars, from_ms, to_ms
+from service.look import MOST_GROWN_ROWS, Look, Moved, collect
+from service.proof import Head, Terms
+from service.ranges import Range
+from service.spans import Span
+from service.windows import State
 
 Order = Literal["asc", "desc"]
-READ_AHEAD = 1.25
-"""The first look for N candles spans this many times N buckets, each further one twice as many as the last."""
+Connect = Callable[[], AbstractAsyncContextManager[AsyncConnection[Any]]]
+PAGE = 50_000
+"""Up to so many candles make a page; more are streamed."""
+STREAM_ROWS = 20_160
+"""Stored rows that a window of a stream spans (unless one candle spans more)."""
 
 
-class Candle(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One candle; prices unadjusted, in the instrument's quote unit."""
-
-    t: int
-    """Start, Unix ms UTC."""
-    o: float
-    h: float
-    l: float  # noqa: E741 - the provider's field name
-    c: float
-    v: float | None
-    """Volume; null where the source has none."""
-    vw: float | None
-    """Volume-weighted average price; null where the source has none or nothing was traded."""
-    n: int | None
-    """Number of trades (forex: quotes); null where the source has none."""
-    final: bool | msgspec.UnsetType = msgspec.UNSET
-    """Present, as false, while the candle may still change: not over, not settled, not wholly covered, or stale."""
-
-
-class Candles(msgspec.Struct, frozen=True, kw_only=True):
-    """Candles of one symbol, and what is known of their completeness."""
+class Ask(msgspec.Struct, frozen=True, kw_only=True):
+    """What is asked for: candles whose start lies in `[start, end)`."""
 
     symbol: str
-    timeframe: Timeframe
-    asked: Range
-    """The range that completeness is judged for: as asked, or from the first candle on when only a number was asked."""
-    complete: bool
-    """Nothing of `asked` up to `settled_to` is missing, and something of it is settled."""
-    no_data: bool
-    """The symbol has no bar at all."""
-    settled_to: datetime | None
-    """Up to where (exclusive) the provider neither revises nor delays; None without any bar."""
-    missing: tuple[Missing, ...]
-    candles: tuple[Candle, ...]
-    start: datetime | None
-    """The start that was asked for, if any."""
-    more: datetime | None
-    """Where the next page begins (ascending: its `from`, descending: its `to`); None at the end."""
-    source: str | None
+    span: Span
+    start: datetime | None = None
+    """None: the latest `limit` candles before `end`."""
+    end: datetime | None = None
+    """None: now."""
+    limit: int | None = None
+    """A page has one, of at most PAGE. A stream takes as many lengths of time; None: the whole range."""
+    order: Order = "asc"
+    """A stream ascends."""
+    fill: Fill = "none"
+    """Where it is not none, a limit counts lengths of time, with a candle or without."""
 
 
-class _State(msgspec.Struct, frozen=True, kw_only=True):
-    ledger: Ledger
-    unrefreshed: Ranges
-    source: str | None
+class Frame(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """Candles as columns, in the order asked for. All arrays have the shape (n,)."""
+
+    candles: Bars
+    """`ts` is a candle's start. What is absent is NaN, in `trades` -1; so are the prices of a gap filled with null."""
+    changing: NDArray[np.bool_]
+    """Whether a candle may still change: not over, not settled, not wholly covered, or stale."""
+    filled: NDArray[np.bool_] | None = None
+    """Whether a candle was put where there is none; None unless that was asked for."""
+
+    def __len__(self) -> int:
+        return len(self.candles)
+
+    def part(self, which: slice) -> "Frame":
+        """Some of the candles."""
+        filled = None if self.filled is None else self.filled[which]
+        return Frame(candles=self.candles.take(which), changing=self.changing[which], filled=filled)
 
 
-async def candles(
-    conn: AsyncConnection[Any],
-    engine: Engine,
-    symbol: str,
-    timeframe: Timeframe,
-    *,
-    start: datetime | None,
-    end: datetime | None,
-    limit: int,
-    order: Order,
-    now: datetime,
-    settle: timedelta,
-    retention: Retention,
-) -> Candles:
-    """Candles whose start lies in `[start, end)`, at most `limit` of them.
+class Page(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """A whole answer."""
 
-    start None: the latest `limit` before `end`. end None: now. Costs O(limit), however long the history is.
+    head: Head
+    frame: Frame
+
+
+class Stream(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """An answer whose candles follow, window by window; to be closed (`aclosing`) unless read to its end."""
+
+    head: Head
+    frames: AsyncGenerator[Frame, None]
+
+
+async def page(conn: AsyncConnection[Any], terms: Terms, ask: Ask, *, last_bar: datetime | None = None) -> Page:
+    """At most `ask.limit` candles. Costs O(limit), however long the history is; one round trip where bars are dense.
+
+    last_bar: about where the symbol's bars end, if known: it saves a round trip for the latest candles.
     Raises UnknownSymbol with the nearest names.
     """
-    stop = now if end is None else end
-    newest_first = order == "desc" or start is None
+    look, limit, newest = _look(ask, terms), ask.limit or PAGE, ask.order == "desc" or ask.start is None
+    if ask.fill != "none":
+        return await _filled_page(conn, terms, ask, look, limit=limit, newest=newest)
+    guess = None if last_bar is None else to_ms(last_bar)
+    try:
+        state, found = await collect(conn, look, limit + 1, newest=newest, last_bar=guess)
+    except Moved:
+        async with snapshot(conn):
+            state, found = await collect(conn, look, limit + 1, newest=newest, last_bar=guess)
+    kept = found.take(slice(-limit, None) if newest else slice(limit))
+    more = None
+    if len(found) > limit and (ask.start is not None or ask.order == "desc"):
+        more = from_ms(int(kept.ts[0]) if newest else ask.span.after(int(kept.ts[-1])))
+    return _paged(state, terms, ask, _frame(kept, state, terms, ask), more=more)
+
+
+async def stream(conn: AsyncConnection[Any], connect: Connect, terms: Terms, ask: Ask) -> Stream:
+    """Any number of candles, ascending, from `ask.start` (which must be given) on, in flat memory.
+
+    conn: for the head alone. connect: gives a connection for the time of one window.
+    Raises UnknownSymbol with the nearest names; so do the frames, should the symbol be removed meanwhile.
+    """
+    look, more = _look(ask, terms), None
+    low, high = look.low or 0, look.high
+    async with snapshot(conn):
+        state, _ = await look.read(conn, high, high)
+        carried = await _carried(conn, state, terms, ask, low)
+    if ask.limit is not None and (end := ask.span.forward(low, ask.limit)) < high:
+        high, more = end, from_ms(end)
+    if ask.fill == "none":
+        bottom, top = look.within(state)
+        low, high = max(low, bottom), min(high, top)
+    asked = Range(from_ms(low) if ask.start is None else ask.start, ask.end or terms.now)
+    head = proof.head(state, terms, ask.span, asked, more=more, since=_since(ask, carried))
+    bounds = Look(symbol=ask.symbol, span=ask.span, low=low, high=high)
+    return Stream(head=head, frames=_frames(connect, terms, ask, bounds, carried))
+
+
+class _Carried(msgspec.Struct, frozen=True, kw_only=True):
+    """The last candle before a range."""
+
+    t: int
+    close: float | None
+    """None where something is missing between the two."""
+
+
+def _look(ask: Ask, terms: Terms) -> Look:
+    low = None if ask.start is None else ask.span.ceil(to_ms(ask.start))
+    high = ask.span.ceil(to_ms(terms.now if ask.end is None else ask.end))
+    if ask.fill != "none":
+        high = min(high, ask.span.ceil(to_ms(terms.now)))  # what is still to come is no gap
+    return Look(symbol=ask.symbol, span=ask.span, low=None if low is None else min(low, high), high=high)
+
+
+def _frame(candles: Bars, state: State, terms: Terms, ask: Ask) -> Frame:
+    return Frame(candles=candles, changing=proof.changing(state, terms, ask.span, candles.ts))
+
+
+def _paged(
+    state: State, terms: Terms, ask: Ask, frame: Frame, *, more: datetime | None, carried: _Carried | None = None
+) -> Page:
+    """The page of an ascending frame."""
+    end, start = ask.end or terms.now, ask.start
+    if start is None:
+        starts = frame.candles.ts
+        start = from_ms(int(starts[0])) if len(starts) else end - (ask.limit or PAGE) * ask.span.nominal
+    head = proof.head(state, terms, ask.span, Range(start, end), more=more, since=_since(ask, carried))
+    return Page(head=head, frame=frame if ask.order == "asc" else frame.part(slice(None, None, -1)))
+
+
+async def _filled_page(
+    conn: AsyncConnection[Any], terms: Terms, ask: Ask, look: Look, *, limit: int, newest: bool
+) -> Page:
+    """As many lengths of time as the limit, with the gaps filled."""
+    async with snapshot(conn):
+        state, _ = await look.read(conn, look.high, look.high)
+        low = look.within(state)[0] if look.low is None else look.low
+        high, more = look.high, None
+        if newest and (start := ask.span.back(high, limit)) > low:
+            low, more = start, from_ms(start)
+        elif not newest and (end := ask.span.forward(low, limit)) < high:
+            high, more = end, from_ms(end)
+        carried = await _carried(conn, state, terms, ask, low)
+        inner = Look(symbol=ask.symbol, span=ask.span, low=low, high=high)
+        found = (await collect(conn, inner, limit + 1, newest=False))[1]
+    frame, _ = _filled(found, state, terms, ask, within=(low, high), carried=carried)
+    if ask.start is None and ask.order == "asc":
+        more = None  # the latest ones have no page after them
+    return _paged(state, terms, ask, frame, more=more, carried=carried)
+
+
+def _filled(
+    found: Bars, state: State, terms: Terms, ask: Ask, *, within: tuple[int, int], carried: _Carried | None
+) -> tuple[Frame, _Carried | None]:
+    """The frame of all candle starts in a range, and what is carried on behind it."""
+    grid = ask.span.edges(*within)
+    doubtful = proof.changing(state, terms, ask.span, grid)
+    candles, put = fill(found, grid, ask.fill, doubtful, carried.close if carried else None)
+    frame = Frame(candles=candles, changing=doubtful[np.searchsorted(grid, candles.ts)], filled=put)
+    if len(found):
+        carried = _Carried(t=int(found.ts[-1]), close=float(found.close[-1]))
+    if carried is not None and doubtful[np.searchsorted(grid, carried.t) :].any():
+        carried = _Carried(t=carried.t, close=None)
+    return frame, carried
+
+
+async def _carried(conn: AsyncConnection[Any], state: State, terms: Terms, ask: Ask, low: int) -> _Carried | None:
+    """The last candle before `low`, Unix ms, where its close is asked for."""
+    if ask.fill != "flat":
+        return None
+    before = Look(symbol=ask.symbol, span=ask.span, low=None, high=low)
+    last_bar = None if state.ledger.last_bar is None else to_ms(state.ledger.last_bar)
+    _, found = await collect(conn, before, 1, newest=True, last_bar=last_bar)
+    if not len(found):
+        return None
+    start = int(found.ts[-1])
+    known = not proof.doubtful(state, terms, ask.span, Range(from_ms(start), from_ms(low)))
+    return _Carried(t=start, close=float(found.close[-1]) if known else None)
+
+
+def _since(ask: Ask, carried: _Carried | None) -> datetime | None:
+    """How far before its range an answer depends on bars; all of the past where no price was found to carry on."""
+    if ask.fill != "flat":
+        return None
+    return from_ms(carried.t if carried else 0)
+
+
+async def _frames(
+    connect: Connect, terms: Terms, ask: Ask, look: Look, carried: _Carried | None
+) -> AsyncGenerator[Frame, None]:
+    """Window by window; the next one is read while the reader is busy with the one before."""
+    base = step = look.step(STREAM_ROWS, STREAM_ROWS)
+    longest = look.step(MOST_GROWN_ROWS, MOST_GROWN_ROWS)
+    half = base // look.step(1, 1) // 2
+
+    async def read(start: int, end: int) -> tuple[State, Bars]:
+        async with connect() as conn:
+            return await look.read(conn, start, end)
+
+    def begin(start: int) -> tuple[int, int, asyncio.Task[tuple[State, Bars]]]:
+        end = look.above(start, step)
+        return start, end, asyncio.create_task(read(start, end))
+
+    pending = begin(look.low) if look.low is not None and look.low < look.high else None
+    try:
+        while pending is not None:
+            start, end, task = pending
+            state, found = await task
+            step = min(2 * step, longest) if len(found) < half else base
+            pending = begin(end) if end < look.high else None
+            if ask.fill == "none":
+                frame = _frame(found, state, terms, ask)
+            else:
+                frame, carried = _filled(found, state, terms, ask, within=(start, end), carried=carried)
+            if len(frame):
+                yield frame
+    finally:
+        if pending is not None:
+            pending[2].cancel()
+            await asyncio.gather(pending[2], return_exceptions=True)
+
+
+@asynccontextmanager
+async def snapshot(conn: AsyncConnection[Any]) -> AsyncIterator[None]:
+    """All that is read within is of one moment; within another snapshot it is that one's."""
+    if conn.info.transaction_status is not pq.TransactionStatus.IDLE:
+        yield
+        return
     async with conn.transaction():
         await conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-        state = await _state(conn, symbol)
-        look = _Look(symbol=symbol, timeframe=timeframe, limit=limit + 1, newest_first=newest_first)
-        rows = await _read(conn, state.ledger, look, start, stop)
-    page = rows[:limit]
-    more: datetime | None = None
-    if len(rows) > limit and (start is not None or order == "desc"):
-        more = from_ms(page[-1][0]) + (timedelta() if newest_first else timeframe.length)
-    if newest_first:
-        page.reverse()
-    asked_from = start or (from_ms(page[0][0]) if page else stop - limit * timeframe.length)
-    settled = coverage.settled_to(state.ledger, now, settle)
-    found = _candles(page, timeframe, _doubtful(state, timeframe, page, settled))
-    gaps = coverage.missing(
-        state.ledger,
-        Range(asked_from, stop),
-        floors=engine.floors(retention, now),
-        timeframe=timeframe,
-        settled=settled,
-        unrefreshed=state.unrefreshed,
-    )
-    no_data = state.ledger.last_bar is None
-    return Candles(
-        symbol=symbol,
-        timeframe=timeframe,
-        asked=Range(asked_from, stop),
-        complete=not no_data and not gaps and asked_from < settled,
-        no_data=no_data,
-        settled_to=None if no_data else settled,
-        missing=tuple(gaps),
-        candles=tuple(found if order == "asc" else reversed(found)),
-        start=start,
-        more=more,
-        source=state.source,
-    )
-
-
-class _Look(msgspec.Struct, frozen=True, kw_only=True):
-    """What is read, and from which end."""
-
-    symbol: str
-    timeframe: Timeframe
-    limit: int
-    newest_first: bool
-
-
-async def _state(conn: AsyncConnection[Any], symbol: str) -> _State:
-    cursor = await conn.execute(_STATE, (symbol,), binary=True)
-    row = await cursor.fetchone()
-    if row is None:
-        raise await unknown(conn, symbol)
-    *known, unrefreshed, source = row
-    return _State(ledger=from_row(known), unrefreshed=as_ranges(unrefreshed), source=source)
-
-
-async def _read(
-    conn: AsyncConnection[Any], ledger: Ledger, look: _Look, start: datetime | None, stop: datetime
-) -> list[tuple[Any, ...]]:
-    """Rows from one end of the range on, in windows that double: a LIMIT alone would read the whole history."""
-    if ledger.first_bar is None or ledger.last_bar is None:
-        return []
-    low = look.timeframe.floor(ledger.first_bar)
-    low, high = low if start is None else max(low, start), min(stop, ledger.last_bar + coverage.MINUTE)
-    span = READ_AHEAD * look.limit * look.timeframe.length
-    rows: list[tuple[Any, ...]] = []
-    while low < high and len(rows) < look.limit:
-        if look.newest_first:
-            window = Range(max(low, high - span) if high - low > span else low, high)
-            high = window.start
-        else:
-            window = Range(low, low + span if high - low > span else high)
-            low = window.end
-        rows += await _window(conn, look, window, look.limit - len(rows))
-        span *= 2
-    return rows
-
-
-async def _window(conn: AsyncConnection[Any], look: _Look, window: Range, limit: int) -> list[tuple[Any, ...]]:
-    query = sql.SQL(_WINDOW).format(
-        relation=sql.Identifier("market_data", look.timeframe.table),
-        direction=sql.SQL("DESC" if look.newest_first else "ASC"),
-    )
-    values = {"symbol": look.symbol, "start": window.start, "end": window.end, "limit": limit}
-    cursor = await conn.execute(query, values, binary=True, prepare=True)
-    return await cursor.fetchall()
-
-
-def _doubtful(state: _State, timeframe: Timeframe, rows: Sequence[tuple[Any, ...]], settled: datetime) -> Ranges:
-    """The parts of the span of these rows in which a candle is not final."""
-    if not rows:
-        return Ranges()
-    span = Ranges.of(from_ms(rows[0][0]), from_ms(rows[-1][0]) + timeframe.length)
-    unsettled = Ranges.of(settled, max(settled, span.end or settled))
-    stale = Ranges() if timeframe is Timeframe.M1 else state.unrefreshed & span
-    return (span - state.ledger.covered) | (unsettled & span) | stale
-
-
-def _candles(rows: Sequence[tuple[Any, ...]], timeframe: Timeframe, doubtful: Ranges) -> list[Candle]:
-    """Rows, ascending, as candles; those that reach into a doubtful part are marked."""
-    starts = [row[0] for row in rows]
-    length = to_ms(EPOCH + timeframe.length)
-    marked: set[int] = set()
-    for part in doubtful:
-        marked.update(range(bisect_right(starts, to_ms(part.start) - length), bisect_left(starts, to_ms(part.end))))
-    return [
-        Candle(t=t, o=o, h=h, l=low, c=c, v=v, vw=vw, n=n, final=False if place in marked else msgspec.UNSET)
-        for place, (t, o, h, low, c, v, vw, n) in enumerate(rows)
-    ]
-
-
-_STATE = f"""
-    SELECT
-        {COLUMNS},
-        (
-            SELECT range_agg(c.range)
-            FROM market_data.pending_refreshes AS p JOIN market_data.changes AS c ON c.id = p.change_id
-            WHERE c.symbol = sync_state.symbol
-        ),
-        (SELECT source FROM market_data.installation)
-    {FROM}
-    WHERE symbol = %s
-"""  # noqa: S608 - constants only
-_WINDOW: LiteralString = """
-    SELECT (extract(epoch FROM ts) * 1000)::bigint, open, high, low, close, volume, vwap, trades
-    FROM {relation}
-    WHERE symbol = %(symbol)s AND ts >= %(start)s AND ts < %(end)s
-    ORDER BY ts {direction}
-    LIMIT %(limit)s
-"""
+        yield

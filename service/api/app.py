@@ -11,8 +11,9 @@ from litestar.types import Message, Scope
 
 from service import __version__, ledger
 from service.api import pages, symbols
-from service.api.candles import get_candles
+from service.api.candles import get_candles, get_candles_of_many
 from service.api.health import get_health
+from service.api.memory import Remembering
 from service.api.problems import handle
 from service.api.scheduler import get_scheduler_status
 from service.api.serving import Serving
@@ -25,6 +26,7 @@ from service.timeframes import utc_now
 SOURCE_HEADER = "X-Data-Source"
 CALLS = (
     get_candles,
+    get_candles_of_many,
     get_health,
     *symbols.CALLS,
     sync_symbol,
@@ -55,6 +57,7 @@ def create_app(db: Database, settings: Settings, clock: Callable[[], datetime] =
         route_handlers=[*CALLS, pages.get_docs, pages.get_redoc, pages.get_openapi, pages.get_script],
         lifespan=[database],
         before_send=[name_source],
+        middleware=[Remembering(serving)],
         exception_handlers={Exception: handle},
         state=State({"serving": serving}),
         openapi_config=OpenAPIConfig(

@@ -1,145 +1,114 @@
-"""GET /api/candles/{symbol}: candles, and whether they are all that there is."""
+"""GET /api/candles: candles of one symbol or of several, and whether they are all that there is."""
 
-import re
-from datetime import timedelta
-from typing import Annotated, Any, Literal
-from urllib.parse import urlencode
+from typing import Annotated, Any
 
-import msgspec
-from litestar import Request, get
+from litestar import Request, Response, get
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.params import PathParameter, QueryParameter
+from litestar.openapi.spec import OpenAPIMediaType, Operation, Parameter, Schema
+from litestar.openapi.spec.enums import OpenAPIType
+from litestar.params import PathParameter
 
-from service import query
-from service.api import parameters
+from service.api import asking, parameters
+from service.api.answering import answer
+from service.api.answers import BAD, DOWN, UNKNOWN
+from service.api.asking import DEFAULT_LIMIT, MOST, MOST_SYMBOLS
+from service.api.negotiation import FORMATS, MEDIA_TYPES
 from service.api.problems import BadQuery, Problem
+from service.api.rows import CandlesAnswer, ManyAnswer
 from service.api.serving import Serving
-from service.bars import to_ms
-from service.errors import UnknownSymbol
-from service.query import Candle
+from service.query import PAGE
 
-DEFAULT_LIMIT = 500
-MOST = 50_000
-_NAMES = ("timeframe", "from", "to", "limit", "order")
-
-
-class MissingRange(msgspec.Struct, frozen=True, kw_only=True):
-    """A part of the range asked for that is not there."""
-
-    start: int = msgspec.field(name="from")
-    """Start (inclusive), Unix ms UTC."""
-    end: int = msgspec.field(name="to")
-    """End (exclusive), Unix ms UTC."""
-    reason: str
-    """pending: being fetched or refreshed. never requested: ask for a backfill. unavailable: the provider has no
-    usable bar. expired: older than what is kept."""
-
-
-class CandlesAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """Candles and the proof of their completeness. Every instant is Unix ms UTC."""
-
-    symbol: str
-    timeframe: str
-    start: int = msgspec.field(name="from")
-    """Start (inclusive) of the range that `complete` judges."""
-    end: int = msgspec.field(name="to")
-    """End (exclusive) of it."""
-    complete: bool
-    """Nothing of the range is missing, as far as it is settled; false if nothing of it is."""
-    settled_to: int | None
-    """Up to where (exclusive) the provider neither revises nor delays; null without any bar."""
-    missing: list[MissingRange]
-    candles: list[Candle]
-    next: str | None
-    """Path and query of the next page, null at the end."""
-    no_data: bool | msgspec.UnsetType = msgspec.UNSET
-    """Present, as true, for a symbol without any bar."""
+PARAMETERS = {
+    "timeframe": "1m 5m 15m 1h 4h 1d, or any whole multiple: 2h 10m 65m 1w 1mo; 1m without it",
+    "tz": "IANA time zone in which hours, days, weeks and months are cut; UTC without it",
+    "from": "Start, inclusive: ISO 8601 (naive = UTC), a date, or Unix ms; "
+    "without it the latest `limit` candles before `to`",
+    "to": "End, exclusive, written like `from`; without it now",
+    "limit": f"1 to {MOST}, of each symbol. Without it {DEFAULT_LIMIT}; but as csv, arrow or parquet with `from` the "
+    f"whole range. Above {PAGE} it needs `from`, and counts lengths of time, with a candle or without",
+    "order": "asc (oldest first; so without it) or desc",
+    "fill": "none (so without it): gaps stay. null: nulls for each gap. flat: the close before, where it is known that "
+    "nothing was traded since. With either of them `limit` counts lengths of time",
+    "format": f"{' '.join(FORMATS)}; without it what `Accept` says, json if it says nothing",
+    "require_complete": "true: 409 with the missing ranges unless all of it is there",
+}
+UNACCEPTABLE = ResponseSpec(data_container=Problem, description="No form that Accept takes", generate_examples=False)
+INCOMPLETE = ResponseSpec(data_container=Problem, description="Not all of it is there", generate_examples=False)
+UNCHANGED = ResponseSpec(data_container=None, description="The ETag of If-None-Match still holds")
+REFUSALS = {304: UNCHANGED, 400: BAD, 404: UNKNOWN, 406: UNACCEPTABLE, 409: INCOMPLETE, 503: DOWN}
 
 
-_BAD = ResponseSpec(data_container=Problem, description="A parameter cannot be used", generate_examples=False)
-_UNKNOWN = ResponseSpec(data_container=Problem, description="Unknown symbol", generate_examples=False)
-_DOWN = ResponseSpec(data_container=Problem, description="The database does not answer", generate_examples=False)
+class CandlesOperation(Operation):
+    """Documents what candles are asked for by, and the forms other than JSON."""
+
+    def __post_init__(self) -> None:
+        """Add parameters and content types."""
+        described = [
+            Parameter(name=name, param_in="query", description=text, schema=Schema(type=OpenAPIType.STRING))
+            for name, text in PARAMETERS.items()
+        ]
+        self.parameters = [*(self.parameters or []), *described]
+        content = getattr((self.responses or {}).get("200"), "content", None) or {}
+        for form in FORMATS[1:]:
+            kind = OpenAPIType.OBJECT if form == "columns" else OpenAPIType.STRING
+            content[MEDIA_TYPES[form]] = OpenAPIMediaType(schema=Schema(type=kind))
+
+
+class ManyOperation(CandlesOperation):
+    """The same for several symbols."""
+
+    def __post_init__(self) -> None:
+        """Add their parameter."""
+        super().__post_init__()
+        text = f"Up to {MOST_SYMBOLS} symbols, with commas between them: EURUSD,GBPUSD"
+        symbols = Parameter(
+            name="symbols",
+            param_in="query",
+            description=text,
+            required=True,
+            schema=Schema(type=OpenAPIType.STRING),
+        )
+        self.parameters = [symbols, *(self.parameters or [])]
 
 
 @get(
     "/api/candles/{symbol:str}",
     operation_id="getCandles",
+    operation_class=CandlesOperation,
     summary="Candles of one symbol",
     tags=["candles"],
-    responses={400: _BAD, 404: _UNKNOWN, 503: _DOWN},
+    responses=REFUSALS,
 )
-async def get_candles(  # noqa: PLR0917 - Litestar calls it by name
+async def get_candles(
     request: Request[Any, Any, Any],
     symbol: Annotated[str, PathParameter(description="Our key of the instrument, such as EURUSD")],
-    timeframe: Annotated[
-        str | None, QueryParameter(description="1m 5m 15m 1h 4h 1d, or 1min 5min 15min 60min 1hour 4hour 1day daily")
-    ] = None,
-    from_: Annotated[
-        str | None,
-        QueryParameter(
-            name="from",
-            description="Start, inclusive: ISO 8601 (naive = UTC), a date, or Unix ms; "
-            "without it the latest `limit` candles before `to`",
-        ),
-    ] = None,
-    to: Annotated[str | None, QueryParameter(description="End, exclusive, written like `from`; without it now")] = None,
-    limit: Annotated[str | None, QueryParameter(description=f"1 to {MOST}; {DEFAULT_LIMIT} without it")] = None,
-    order: Annotated[str | None, QueryParameter(description="asc (oldest first; so without it) or desc")] = None,
-) -> CandlesAnswer:
+) -> Response[CandlesAnswer]:
     """Candles whose start lies in `[from, to)`; what is missing of that range is listed with its reason."""
-    if not re.fullmatch("[!-~]{1,32}", symbol):
-        raise UnknownSymbol(symbol[:32])
-    parameters.check(request.query_params.dict(), _NAMES)
+    given = parameters.given(request, PARAMETERS)
+    return await _answer(request, [symbol], given, alone=True)
+
+
+@get(
+    "/api/candles",
+    operation_id="getCandlesOfMany",
+    operation_class=ManyOperation,
+    summary="Candles of several symbols",
+    tags=["candles"],
+    responses=REFUSALS,
+)
+async def get_candles_of_many(request: Request[Any, Any, Any]) -> Response[ManyAnswer]:
+    """The same for each symbol, all of one moment; a table names the symbol in each row."""
+    given = parameters.given(request, ("symbols", *PARAMETERS))
+    names = [name for name in given.get("symbols", "").split(",") if name.strip()]
+    if not names:
+        raise BadQuery("symbols is missing: name some, as in symbols=EURUSD,GBPUSD")
+    return await _answer(request, names, given, alone=False)
+
+
+async def _answer(
+    request: Request[Any, Any, Any], symbols: list[str], given: dict[str, str], *, alone: bool
+) -> Response[Any]:
     serving: Serving = request.app.state.serving
-    chosen = parameters.timeframe(timeframe)
-    most = parameters.number("limit", limit, default=DEFAULT_LIMIT, least=1, most=MOST)
-    direction: Literal["asc", "desc"] = parameters.choice("order", order, ("asc", "desc"))
-    start, end = parameters.instant("from", from_), parameters.instant("to", to)
-    now = serving.clock()
-    if start is not None and start >= (end or now):
-        raise BadQuery(f"from ({start.isoformat()}) must lie before to ({(end or now).isoformat()})")
-    async with serving.db.connection() as conn:
-        found = await query.candles(
-            conn,
-            serving.db.engine,
-            symbol.upper(),
-            chosen,
-            start=start,
-            end=end,
-            limit=most,
-            order=direction,
-            now=now,
-            settle=timedelta(minutes=serving.settings.settle_minutes),
-            retention=serving.settings.retention,
-        )
-    serving.source = found.source
-    return _answer(found, most, direction)
-
-
-def _answer(found: query.Candles, limit: int, order: str) -> CandlesAnswer:
-    return CandlesAnswer(
-        symbol=found.symbol,
-        timeframe=found.timeframe.value,
-        start=to_ms(found.asked.start),
-        end=to_ms(found.asked.end),
-        complete=found.complete,
-        settled_to=None if found.settled_to is None else to_ms(found.settled_to),
-        missing=[
-            MissingRange(start=to_ms(gap.range.start), end=to_ms(gap.range.end), reason=gap.reason)
-            for gap in found.missing
-        ],
-        candles=list(found.candles),
-        next=_next_page(found, limit, order),
-        no_data=True if found.no_data else msgspec.UNSET,
-    )
-
-
-def _next_page(found: query.Candles, limit: int, order: str) -> str | None:
-    if found.more is None:
-        return None
-    start, end = (found.more, found.asked.end) if order == "asc" else (found.start, found.more)
-    rest: dict[str, object] = {"timeframe": found.timeframe.value}
-    if start is not None:
-        rest["from"] = to_ms(start)
-    rest |= {"to": to_ms(end), "limit": limit, "order": order}
-    return f"/api/candles/{found.symbol}?{urlencode(rest)}"
+    terms = serving.terms()
+    asked = asking.read(symbols, given, request.headers.get("accept", ""), terms.now, alone=alone)
+    return await answer(request, serving, asked, terms)

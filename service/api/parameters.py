@@ -3,19 +3,26 @@
 import re
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from litestar import Request
+
+from service import spans
 from service.api.problems import BadQuery
 from service.bars import from_ms
 from service.catalogue import ASSET_TYPES
 from service.errors import UnknownSymbol
 from service.instruments import AssetType
+from service.spans import Span
 from service.timeframes import Timeframe
+from service.zones import zone_named
 
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 LATEST = datetime(2200, 1, 1, tzinfo=UTC)
 _Word = TypeVar("_Word", bound=str)
 _INSTANT = "Unix ms, a date (2024-01-31), or ISO 8601 (2024-01-31T09:30Z; without an offset it is UTC)"
+MULTIPLES = ("<n>m", "<n>h", "<n>d", "<n>w", "<n>mo", "<n>q", "<n>y")
+"""How any whole multiple of a unit is written."""
 _SMALLEST_MS = 100_000_000_000
 """1973-03-03. A smaller number but 0 is more likely Unix seconds or a date without dashes than a market's minute."""
 
@@ -27,6 +34,13 @@ def check(given: Mapping[str, list[str]], allowed: Collection[str]) -> None:
             raise BadQuery(f"unknown parameter {name!r}", sorted(allowed))
         if len(values) > 1:
             raise BadQuery(f"{name} is given {len(values)} times")
+
+
+def given(request: Request[Any, Any, Any], allowed: Collection[str]) -> dict[str, str]:
+    """The parameters of a request by their names; refused as `check` says."""
+    query = request.query_params.dict()
+    check(query, allowed)
+    return {name: values[0] for name, values in query.items()}
 
 
 def instant(name: str, text: str | None) -> datetime | None:
@@ -43,13 +57,25 @@ def instant(name: str, text: str | None) -> datetime | None:
 
 
 def timeframe(text: str | None) -> Timeframe:
-    """The timeframe by any of its spellings; 1m where the parameter is absent."""
+    """One of the six timeframes by any of its spellings; 1m where the parameter is absent."""
     if text is None:
         return Timeframe.M1
     try:
         return Timeframe.parse(text)
     except ValueError as exc:
         raise BadQuery(f"unknown timeframe {text!r}", Timeframe.spellings()) from exc
+
+
+def span(text: str | None, zone: str | None) -> Span:
+    """The length of the candles, by any of its spellings, cut in a zone; 1m and UTC where the parameters are absent."""
+    try:
+        zone_named("UTC" if zone is None else zone)
+    except ValueError as exc:
+        raise BadQuery(f"tz: {exc}") from exc
+    try:
+        return spans.parse("1m" if text is None else text, zone or "UTC")
+    except ValueError as exc:
+        raise BadQuery(str(exc), (*Timeframe.spellings(), *MULTIPLES)) from exc
 
 
 def number(name: str, text: str | None, *, default: int, least: int, most: int) -> int:

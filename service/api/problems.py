@@ -16,16 +16,48 @@ from service.errors import CandlewickError, DatabaseError, UnknownSymbol, UsageE
 log = logging.getLogger(__name__)
 
 
+class MissingRange(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of the range asked for that is not there."""
+
+    symbol: str | msgspec.UnsetType = msgspec.UNSET
+    """Whose, in answers about several symbols."""
+    start: int = msgspec.field(name="from")
+    """Start (inclusive), Unix ms UTC."""
+    end: int = msgspec.field(name="to")
+    """End (exclusive), Unix ms UTC."""
+    reason: str
+    """pending: being fetched or refreshed. never requested: ask for a backfill. unavailable: the provider has no
+    usable bar. expired: older than what is kept. not settled: the provider may still add or revise."""
+
+
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
     """The body of every answer that is not a success."""
 
     error: str
-    """A short name for programs: bad_request, unknown_symbol, conflict, not_found, method_not_allowed, unavailable,
-    internal."""
+    """A short name for programs: bad_request, unknown_symbol, conflict, not_found, method_not_allowed, not_acceptable,
+    incomplete, unavailable, internal."""
     message: str
     """One sentence for people: what is wrong, and what to do."""
     allowed: Sequence[str] = ()
     """What would have been right: the allowed values, or the nearest symbols."""
+    missing: Sequence[MissingRange] | msgspec.UnsetType = msgspec.UNSET
+    """Of `incomplete` alone: what is not there."""
+
+
+class NotAcceptable(CandlewickError):
+    """None of the forms that there are is one that the request accepts; `allowed` lists them."""
+
+    def __init__(self, message: str, allowed: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.allowed = tuple(allowed)
+
+
+class Incomplete(CandlewickError):
+    """`require_complete` was asked for, and something is missing."""
+
+    def __init__(self, message: str, missing: "Sequence[MissingRange]") -> None:
+        super().__init__(message)
+        self.missing = list(missing)
 
 
 class BadQuery(CandlewickError):
@@ -45,6 +77,10 @@ def handle(request: Request[Any, Any, Any], exc: Exception) -> Response[Problem]
             status, problem = 409, Problem(error="conflict", message=str(exc), allowed=exc.allowed)
         case BadQuery() | BadInstrument():
             status, problem = 400, Problem(error="bad_request", message=str(exc), allowed=exc.allowed)
+        case NotAcceptable():
+            status, problem = 406, Problem(error="not_acceptable", message=str(exc), allowed=exc.allowed)
+        case Incomplete():
+            status, problem = 409, Problem(error="incomplete", message=str(exc), missing=exc.missing)
         case UsageError():
             status, problem = 400, Problem(error="bad_request", message=str(exc))
         case HTTPException(status_code=code) if code < HTTPStatus.INTERNAL_SERVER_ERROR:

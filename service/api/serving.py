@@ -1,10 +1,19 @@
 """What every handler works with; made once by the composition root."""
 
-from collections.abc import Callable
-from datetime import datetime
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+from typing import Any
+
+from psycopg import AsyncConnection
 
 from service.db.connect import Database
+from service.proof import Head, Terms
 from service.settings import Settings
+
+BULK_READS = 2
+"""Windows of streamed answers that are read from the database at once; other reads never wait for them."""
 
 
 class Serving:
@@ -16,3 +25,28 @@ class Serving:
         self.clock = clock
         self.source: str | None = None
         """As recorded in the database: polygon, replay:synthetic, replay:csv; None before the first bar."""
+        self.last_bars: dict[str, datetime] = {}
+        """Where each symbol's bars ended when they were last read: where to look first for the latest ones."""
+        self._bulk = asyncio.Semaphore(BULK_READS)
+
+    def terms(self) -> Terms:
+        """As of when, and by which settings, completeness is judged: now."""
+        now = self.clock()
+        return Terms(
+            now=now,
+            settle=timedelta(minutes=self.settings.settle_minutes),
+            floors=self.db.engine.floors(self.settings.retention, now),
+        )
+
+    def note(self, heads: Iterable[Head]) -> None:
+        """Remember what was read of symbols, for the next time."""
+        for head in heads:
+            self.source = head.source
+            if head.last_bar is not None:
+                self.last_bars[head.symbol] = head.last_bar
+
+    @asynccontextmanager
+    async def bulk(self) -> AsyncIterator[AsyncConnection[Any]]:
+        """A connection for a window of a streamed answer: few at a time, so that there is always one for the others."""
+        async with self._bulk, self.db.connection() as conn:
+            yield conn

@@ -10,7 +10,7 @@ from litestar.openapi.datastructures import ResponseSpec
 from service import detail, status
 from service.api import parameters
 from service.api.answers import BAD, DOWN, UNKNOWN, answer, ms
-from service.api.candles import MissingRange
+from service.api.problems import MissingRange
 from service.api.serving import Serving
 from service.api.symbols import SymbolPath
 from service.bars import to_ms

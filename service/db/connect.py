@@ -1,6 +1,7 @@
 """The one way into the database: preflight checks, the pool, and what a session is set to."""
 
 import asyncio
+import select
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Self
@@ -51,7 +52,7 @@ class Database:
             timeout=CONNECT_SECONDS,
             # The pauses between the tries of an attempt double: up to two minutes within the pool's own 300 s.
             reconnect_timeout=CONNECT_SECONDS,
-            check=AsyncConnectionPool.check_connection,
+            check=_check,
             open=False,
         )
 
@@ -91,6 +92,16 @@ class Database:
 
     async def __aexit__(self, *_: object) -> None:
         await self.pool.close()
+
+
+async def _check(conn: AsyncConnection[Any]) -> None:
+    """Raise if a pooled connection is of no more use.
+
+    The server says so as it goes, so a silent socket is a good one and costs no round trip; anything that it has to
+    say is looked at by asking something.
+    """
+    if select.select([conn.fileno()], [], [], 0)[0]:
+        await AsyncConnectionPool.check_connection(conn)
 
 
 @contextmanager

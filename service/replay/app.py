@@ -15,7 +15,7 @@ import msgspec
 from service.bars import to_ms
 from service.replay.config import ReplayConfig, ticker_of
 from service.replay.faults import CUT_SHORT, FaultPlan
-from service.replay.hours import NEW_YORK, local_date, midnight
+from service.replay.hours import NEW_YORK
 from service.replay.market import Market, View
 from service.replay.pages import Page, page_of
 from service.replay.refusals import (
@@ -31,6 +31,7 @@ from service.replay.refusals import (
 from service.replay.request import Request, Wanted, asks_for_bars, wanted
 from service.replay.spoiling import Asked
 from service.replay.status import market_status
+from service.zones import local_date, midnight
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from service.bars import Bars
+from service.bars import Bars, join
 
 Edits = Mapping[int, Mapping[str, float] | None]
 """Start of a minute (Unix ms) -> the columns to change, or None for a bar that shall not exist."""
@@ -17,13 +17,6 @@ def between(bars: Bars, start: int, end: int) -> Bars:
     """The bars that start in `[start, end)`, Unix ms."""
     first, last = np.searchsorted(bars.ts, (start, end))
     return bars.take(np.arange(first, max(first, last)))
-
-
-def join(parts: Sequence[Bars]) -> Bars:
-    """Several runs of bars as one, in the order given."""
-    if not parts:
-        return Bars.empty()
-    return Bars(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in Bars.__struct_fields__})
 
 
 def edited(bars: Bars, edits: Edits) -> Bars:

@@ -1,6 +1,6 @@
 """When a market trades, so that the replayed minutes have the nights, weekends and DST shifts of the real ones."""
 
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -8,10 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.bars import MINUTE_MS, to_ms
+from service.zones import DAY_MS, EPOCH_DATE, midnight
 
-DAY_MS = 86_400_000
 DAY_MINUTES = 1440
-EPOCH_DATE = date(1970, 1, 1)
 NEW_YORK = "America/New_York"
 
 
@@ -75,14 +74,9 @@ def open_minutes(hours: Hours, day: int) -> NDArray[np.bool_]:
     return mask
 
 
-def midnight(zone: str, day: date) -> int:
-    """Start of a local day, Unix ms."""
-    return to_ms(datetime(day.year, day.month, day.day, tzinfo=ZoneInfo(zone)))
-
-
-def local_date(zone: str, ms: int) -> date:
-    """The date that the clocks of a zone show at an instant in Unix ms."""
-    return datetime.fromtimestamp(ms // 1000, UTC).astimezone(ZoneInfo(zone)).date()
+def zone_of(ticker: str) -> str:
+    """The zone that a ticker's dates and days mean: UTC for forex and crypto, New York for everything else."""
+    return "UTC" if ticker.startswith(("C:", "X:")) else NEW_YORK
 
 
 def _local(zone: str, day: date, minute: int) -> int:

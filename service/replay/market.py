@@ -7,15 +7,16 @@ from typing import Protocol
 import msgspec
 import numpy as np
 
-from service.bars import MINUTE_MS, Bars, to_ms
+from service.bars import MINUTE_MS, Bars, join, to_ms
 from service.errors import UsageError
-from service.replay.columns import between, edited, impossible, join
+from service.replay.columns import between, edited, impossible
 from service.replay.config import ReplayConfig, ticker_of
-from service.replay.hours import DAY_MS, NEW_YORK, local_date, midnight
+from service.replay.hours import NEW_YORK
 from service.replay.profiles import profile_of
 from service.replay.recorded import RecordedMarket, read_csv
 from service.replay.rendering import Fragment, FragmentCache, render
 from service.replay.synthetic import SyntheticMarket, forming
+from service.zones import DAY_MS, local_date, midnight
 
 
 class Source(Protocol):

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from service.bars import MINUTE_MS, Bars
-from service.replay.columns import aggregate, join
+from service.bars import MINUTE_MS, Bars, join
+from service.replay.columns import aggregate
 from service.replay.market import Market, View
 from service.replay.rendering import render
 from service.replay.request import Wanted
@@ -27,7 +27,7 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
 
 def page_of(market: Market, wanted: Wanted, view: View) -> Page:
     """The first page of what is wanted."""
-    if wanted.span.timespan == "minute" and wanted.span.multiplier == 1 and wanted.sort == "asc":
+    if wanted.span.unit == "minute" and wanted.span.multiplier == 1 and wanted.sort == "asc":
         return _minutes(market, wanted, view)
     return _any(market, wanted, view)
 
@@ -65,7 +65,7 @@ def _any(market: Market, wanted: Wanted, view: View) -> Page:
     starts = wanted.span.starts(bars.ts)
     keep = _whole_bars(starts, wanted.limit, ascending=wanted.sort == "asc")
     kept, starts = bars.take(np.arange(len(bars))[keep]), starts[keep]
-    single = wanted.span.timespan == "minute" and wanted.span.multiplier == 1
+    single = wanted.span.unit == "minute" and wanted.span.multiplier == 1
     result = kept if single else aggregate(kept, starts)
     follow = None
     if len(kept) < len(bars):

@@ -12,7 +12,7 @@ import numpy as np
 from service.bars import MINUTE_MS, Bars
 from service.errors import UsageError
 from service.replay.columns import between
-from service.replay.hours import DAY_MS
+from service.zones import DAY_MS
 
 _NAMES = {"t": "ts", "o": "open", "h": "high", "l": "low", "c": "close", "v": "volume", "vw": "vwap", "n": "trades"}
 _NEEDED = ("t", "o", "h", "l", "c")

@@ -10,11 +10,15 @@ from urllib.parse import parse_qsl, quote, urlencode
 
 import msgspec
 
-from service.replay.hours import EPOCH_DATE, midnight
+from service.replay.hours import zone_of
 from service.replay.refusals import BAD_TIME, TO_BEFORE_FROM, Refusal
-from service.replay.spans import LAST_DATE, LAST_MS, TIMESPANS, Span, zone_of
+from service.spans import UNITS, Span
+from service.zones import EPOCH_DATE, midnight
 
 MOST_BARS = 50_000
+LAST_DATE = date(2199, 12, 31)
+LAST_MS = 7_258_118_400_000
+"""The midnight after it: no instant beyond is told apart from it."""
 _AGGS = re.compile(r"/v2/aggs/ticker/([^/]+)/range/([^/]+)/([^/]+)/([^/]+)/([^/]+)")
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 _MILLISECONDS = re.compile(r"-?\d{1,18}", re.ASCII)
@@ -76,7 +80,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
         """The address of the page that begins (descending: ends) at `follow`, Unix ms; it holds no key."""
         since, until = (follow, self.until) if self.sort == "asc" else (self.since, follow - 1)
         cursor = urlencode({"limit": self.limit, "sort": self.sort, "adjusted": str(self.adjusted).lower()})
-        path = f"{quote(self.ticker, safe=':')}/range/{self.span.multiplier}/{self.span.timespan}/{since}/{until}"
+        path = f"{quote(self.ticker, safe=':')}/range/{self.span.multiplier}/{self.span.unit}/{since}/{until}"
         opaque = base64.urlsafe_b64encode(cursor.encode()).decode().rstrip("=")
         return f"{base}/v2/aggs/ticker/{path}?cursor={opaque}"
 
@@ -115,9 +119,10 @@ def _span(multiplier: str, timespan: str, zone: str) -> Span:
         raise Refusal(400, "The parameter 'multiplier' must be a positive integer")
     if timespan == "second":
         raise Refusal(400, "The timespan 'second' is not available: this replay holds one-minute bars")
-    if timespan not in TIMESPANS:
-        raise Refusal(400, f"Could not parse the parameter: 'timespan'. Use one of {', '.join(TIMESPANS)}")
-    return Span(multiplier=int(multiplier[:30]), timespan=timespan, zone=zone)
+    unit = next((one for one in UNITS if one == timespan), None)
+    if unit is None:
+        raise Refusal(400, f"Could not parse the parameter: 'timespan'. Use one of {', '.join(UNITS)}")
+    return Span(multiplier=int(multiplier[:30]), unit=unit, zone=zone)
 
 
 def _instant(name: str, text: str, zone: str) -> int:

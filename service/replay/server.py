@@ -13,10 +13,10 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from service.bars import MINUTE_MS, Bars, to_ms
+from service.bars import MINUTE_MS, Bars, join, to_ms
 from service.errors import UsageError
 from service.replay.app import HANG_UP, Receive, ReplayApp, Send, Served
-from service.replay.columns import between, join
+from service.replay.columns import between
 from service.replay.config import ReplayConfig, ticker_of
 from service.replay.market import market_of
 from service.replay.recorded import RecordedMarket

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.bars import MINUTE_MS, Bars
-from service.replay.hours import DAY_MINUTES, DAY_MS, EPOCH_DATE, open_minutes
+from service.replay.hours import DAY_MINUTES, open_minutes
 from service.replay.profiles import Profile, profile_of
+from service.zones import DAY_MS, EPOCH_DATE
 
 FIRST_DAY = (date(2000, 1, 1) - EPOCH_DATE).days
 """No synthetic bar is older; counted in days from 1970-01-01."""

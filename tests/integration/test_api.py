@@ -20,8 +20,10 @@ from psycopg import sql
 
 from service import __version__
 from service.api.app import SOURCE_HEADER, create_app
-from service.api.candles import MOST, CandlesAnswer
+from service.api.asking import MOST
 from service.api.problems import Problem
+from service.api.rows import CandlesAnswer
+from service.query import PAGE
 from service.bars import to_ms
 from service.db.connect import Database
 from service.db.preflight import checked
@@ -77,7 +79,7 @@ def test_an_answer_has_the_documented_form(client: TestClient[Any]) -> None:
     assert list(body) == ["symbol", "timeframe", "from", "to", "complete", "settled_to", "missing", "candles", "next"]
     assert (body["symbol"], body["timeframe"]) == ("EURUSD", "1h")
     assert (body["from"], body["to"]) == (to_ms(at("2024-03-04 10:00")), to_ms(at("2024-03-04 12:00")))
-    assert (body["complete"], body["settled_to"], body["missing"]) == (True, to_ms(SETTLED), [])
+    assert (body["complete"], body["settled_to"], body["missing"]) == (True, to_ms(at("2024-03-04 12:00")), [])
     assert body["next"] is None
     assert [list(candle) for candle in body["candles"]] == [["t", "o", "h", "l", "c", "v", "vw", "n"]] * 2
     assert [candle["t"] for candle in body["candles"]] == [body["from"], body["from"] + 3_600_000]
@@ -125,8 +127,9 @@ def test_below_the_floor_of_the_configured_retention_bars_are_expired(readable: 
 
 @pytest.mark.parametrize("spelling", Timeframe.spellings())
 def test_every_spelling_of_a_timeframe_is_answered_in_the_shortest(client: TestClient[Any], spelling: str) -> None:
-    body = client.get(CANDLES, params={"timeframe": spelling.upper(), "limit": "1"}).json()
-    assert body["timeframe"] == Timeframe.parse(spelling).value
+    for text in (spelling, spelling.capitalize()):
+        body = client.get(CANDLES, params={"timeframe": text, "limit": "1"}).json()
+        assert body["timeframe"] == Timeframe.parse(spelling).value
     assert len(body["candles"]) == 1
 
 
@@ -228,7 +231,7 @@ def test_following_next_brings_every_candle_exactly_once(  # noqa: PLR0917 - hyp
     asked = {"timeframe": timeframe, "from": min(pair).isoformat(), "order": order}
     if ended or min(pair) >= NOW.replace(tzinfo=None):
         asked["to"] = max(pair).isoformat()
-    whole = client.get(CANDLES, params=asked | {"limit": str(MOST)}).json()
+    whole = client.get(CANDLES, params=asked | {"limit": str(PAGE)}).json()
     assert whole["next"] is None
     some = pages(client, asked | {"limit": str(limit)})
     assert all(len(page["candles"]) == limit for page in some[:-1])
@@ -251,7 +254,11 @@ def test_the_latest_candles_can_be_followed_back_to_the_first_one(client: TestCl
 @pytest.mark.parametrize(
     ("query", "named", "allowed"),
     [
-        ("timeframe=2h", "2h", "1h"),
+        ("timeframe=2x", "2x", "<n>h"),
+        ("timeframe=1M", "1mo", "<n>mo"),
+        ("timeframe=0m", "0m", "1m"),
+        ("timeframe=99999999h", "99999999h", "<n>h"),
+        ("timeframe=1.5h", "1.5h", "<n>h"),
         ("timeframe=", "timeframe", "1m"),
         ("order=up", "up", "desc"),
         ("limit=0", "limit", None),
@@ -296,7 +303,6 @@ def test_a_place_that_is_not_there_is_refused_with_where_to_look(client: TestCli
     for path in (
         "/",
         "/api",
-        "/api/candles",
         "/api/candles/EURUSD/5m",
         "/docs/app.js",
         "/docs/..%2fapp.py",
@@ -525,6 +531,7 @@ def test_the_document_names_every_call_its_parameters_and_its_refusals(client: T
     calls = {f"{method} {path}": call for path, entry in document["paths"].items() for method, call in entry.items()}
     assert {name: call["operationId"] for name, call in calls.items()} == {
         "get /api/candles/{symbol}": "getCandles",
+        "get /api/candles": "getCandlesOfMany",
         "get /health": "getHealth",
         "get /api/sync/symbols": "getSymbols",
         "post /api/sync/symbols": "addSymbol",

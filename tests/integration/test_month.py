@@ -17,8 +17,11 @@ from service.db.connect import Database
 from service.db.preflight import checked
 from service.instruments import SEED
 from service.market_hours import market_of, open_time
+from service.proof import Terms
+from service.query import Ask
 from service.replay import ReplayConfig, ReplayServer, running
 from service.settings import Settings
+from service.spans import parse
 from service.timeframes import Timeframe
 from tests.integration.backfilling import asked_ranges
 from tests.integration.marketdata import SETTLE, at, wrong_candles
@@ -150,21 +153,11 @@ async def _all_equal(conn: AsyncConnection[Any], replay: ReplayServer, now: date
 async def _nothing_missing(db: Database, conn: AsyncConnection[Any], now: datetime) -> None:
     assert await _one(conn, "SELECT count(*) FROM market_data.pending_refreshes") == 0
     assert await _one(conn, "SELECT count(*) FROM market_data.sync_state WHERE error_message IS NOT NULL") == 0
+    terms = Terms(now=now, settle=SETTLE, floors=db.engine.floors({}, now))
     for one in SEED:
         for timeframe in (Timeframe.M1, Timeframe.D1):
-            answer = await query.candles(
-                conn,
-                db.engine,
-                one.symbol,
-                timeframe,
-                start=KEPT_FROM,
-                end=now,
-                limit=10,
-                order="asc",
-                now=now,
-                settle=SETTLE,
-                retention={},
-            )
+            asked = Ask(symbol=one.symbol, span=parse(timeframe.value), start=KEPT_FROM, end=now, limit=10)
+            answer = (await query.page(conn, terms, asked)).head
             assert (answer.missing, answer.complete) == ((), True), one.symbol
 
 

@@ -7,7 +7,6 @@ from service.replay.hours import (
     ALWAYS,
     DAX,
     DAY_MINUTES,
-    EPOCH_DATE,
     QUOTES,
     STOCK,
     US_INDEX,
@@ -15,8 +14,10 @@ from service.replay.hours import (
     is_open,
     open_minutes,
     session,
+    zone_of,
 )
 from service.replay.status import market_status
+from service.zones import EPOCH_DATE
 
 
 def _open_times(hours: Hours, day: date) -> tuple[str, str]:
@@ -112,3 +113,13 @@ def test_server_time_is_rfc_3339_in_new_york() -> None:
     assert (
         market_status(datetime(2024, 7, 8, 15, 0, 7, 250_000, tzinfo=UTC))["serverTime"] == "2024-07-08T11:00:07-04:00"
     )
+
+
+@pytest.mark.parametrize(
+    ("ticker", "zone"),
+    [("C:EURUSD", "UTC"), ("X:BTCUSD", "UTC"), ("I:DAX", "America/New_York"), ("AAPL", "America/New_York"),
+     ("O:SPY251219C00650000", "America/New_York")],
+)  # fmt: skip
+def test_dates_of_a_ticker_mean_its_zone(ticker: str, zone: str) -> None:
+    """UTC for forex and crypto, New York for stocks, options and indices."""
+    assert zone_of(ticker) == zone

@@ -7,9 +7,9 @@ import pytest
 from service.bars import MINUTE_MS, Bars, from_ms
 from service.instruments import SEED, Instrument
 from service.replay.columns import between
-from service.replay.hours import DAY_MS, EPOCH_DATE
 from service.replay.profiles import profile_of
 from service.replay.synthetic import FIRST_DAY, SyntheticMarket, forming
+from service.zones import DAY_MS, EPOCH_DATE
 
 _TUESDAY = (date(2024, 3, 5) - EPOCH_DATE).days
 
