@@ -53,6 +53,13 @@ backfill: $(INSTALLED) ## fetch history: SYMBOL=EURUSD,BTCUSD (absent: all) DAYS
 		$(or $(subst $(comma),$(space),$(SYMBOL)),--all) $(if $(DAYS),--days $(DAYS)) \
 		$(if $(FROM),--from "$(FROM)") $(if $(TO),--to "$(TO)"))
 
+.PHONY: export
+export: $(INSTALLED) ## write Parquet files: OUT=folder, SYMBOL, DAYS or FROM and TO as for backfill, TIMEFRAME=1h (absent: 1m)
+	@$(call program,$(BIN)/candlewick export \
+		$(or $(subst $(comma),$(space),$(SYMBOL)),--all) $(if $(DAYS),--days $(DAYS)) \
+		$(if $(FROM),--from "$(FROM)") $(if $(TO),--to "$(TO)") \
+		$(if $(TIMEFRAME),--timeframe "$(TIMEFRAME)") $(if $(OUT),--out "$(OUT)"))
+
 .PHONY: sync
 sync: $(INSTALLED) ## bring symbols up to now, once: SYMBOL=EURUSD,BTCUSD (absent: all active ones)
 	@$(call program,$(BIN)/candlewick sync $(subst $(comma),$(space),$(SYMBOL)))
@@ -94,6 +101,17 @@ format: $(INSTALLED) ## put the code into its one format
 bench: $(INSTALLED) ## measure writing, refreshing and reading
 	@$(BIN)/python -m tests.bench
 
+.PHONY: bench-peers
+bench-peers: .venv-peers/.installed ## measure reading beside DuckDB and ArcticDB, in an environment of its own
+	@.venv-peers/bin/python -m tests.bench_peers
+
+.venv-peers/.installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check duckdb arcticdb pandas
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
 .PHONY: lock
 lock: ## choose the newest versions of all packages anew
 	@rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock && .venv-lock/bin/python -m pip install --quiet uv
@@ -107,5 +125,5 @@ lock = .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 -
 
 .PHONY: clean
 clean: ## remove what was installed and generated; data and settings stay
-	@rm -rf .venv .venv-lock .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist .coverage*
+	@rm -rf .venv .venv-lock .venv-peers .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist .coverage*
 	@find service tests alembic -name __pycache__ -type d -prune -exec rm -rf {} +

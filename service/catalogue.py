@@ -2,19 +2,19 @@
 
 import re
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, LiteralString, NoReturn, get_args
 
 import msgspec
 from psycopg import AsyncConnection
 
 from service import ledger
-from service.coverage import MINUTE
 from service.db.connect import WRITER_LOCK, as_range
 from service.db.engines import Engine
 from service.errors import UsageError
 from service.instruments import AssetType
 from service.ranges import Range
+from service.timeframes import EPOCH
 
 ASSET_TYPES: tuple[AssetType, ...] = get_args(AssetType)
 TICKER_FORMS = ("C:EURUSD (forex)", "C:XAUUSD (metal)", "X:BTCUSD (crypto)", "I:SPX (index)", "AAPL or BRK.A (stock)")
@@ -29,6 +29,8 @@ TICKER_PATTERN = f"^({'|'.join(re.sub('[?]P<[a-z]+>', '', form) for _, form in _
 SYMBOL_FORM = "[A-Z0-9^][A-Z0-9.:_^-]{0,31}"
 SYMBOL_WORDS = "1 to 32 of A-Z 0-9 . : _ - ^, beginning with a letter, a digit or ^"
 LONGEST_NAME = 100
+_ALWAYS = Range(EPOCH, datetime(9999, 1, 1, tzinfo=UTC))
+"""What changes with a removal: also that there are no bars before the first one is known no more."""
 _METALS = frozenset({"XAU", "XAG", "XPT", "XPD"})
 
 
@@ -154,7 +156,7 @@ async def remove(conn: AsyncConnection[Any], engine: Engine, symbol: str, *, pur
             await conn.execute("SELECT pg_advisory_xact_lock(%s)", (WRITER_LOCK,))
             await conn.execute(
                 "INSERT INTO market_data.changes (symbol, range) VALUES (%s, %s)",
-                (one.symbol, as_range(Range(one.first_bar, one.last_bar + MINUTE))),
+                (one.symbol, as_range(_ALWAYS)),
             )
         for statement in _FORGET:
             await conn.execute(statement, {"symbol": one.symbol})

@@ -80,13 +80,21 @@ def _parser() -> argparse.ArgumentParser:
     one.set_defaults(run=_migrate)
 
     one = commands.add_parser("backfill", help="fetch what is missing of a past range")
-    one.add_argument("symbols", nargs="*", metavar="SYMBOL", help="such as EURUSD BTCUSD")
-    one.add_argument("--all", action="store_true", help="all active symbols")
-    one.add_argument("--days", metavar="N", help="so many days back from now (default: BACKFILL_DAYS)")
-    one.add_argument("--from", dest="start", metavar="WHEN", help="start (inclusive): a date or ISO 8601, UTC")
-    one.add_argument("--to", dest="end", metavar="WHEN", help="end (exclusive), written like --from; default now")
+    _add_range(one, " (default: BACKFILL_DAYS)")
     one.add_argument("--retry-unavailable", action="store_true", help="ask again for what the provider did not have")
     one.set_defaults(run=_backfill)
+
+    one = commands.add_parser("export", help="write candles as Parquet files, by symbol and month")
+    _add_range(one)
+    one.add_argument("--timeframe", metavar="T", default="1m", help="1m (default), 5m, 1h, 1d, 1w and every multiple")
+    one.add_argument(
+        "--tz", metavar="ZONE", default="UTC", help="IANA zone in which days and hours are cut, and dates are meant"
+    )
+    one.add_argument(
+        "--out", metavar="DIR", required=True, help="folder: DIR/symbol=EURUSD/month=2024-03/candles.parquet"
+    )
+    one.add_argument("--require-complete", action="store_true", help="leave out symbols of which something is missing")
+    one.set_defaults(run=_export)
 
     one = commands.add_parser("sync", help="bring symbols up to now, once")
     one.add_argument("symbols", nargs="*", metavar="SYMBOL", help="default: all active ones")
@@ -109,6 +117,14 @@ def _parser() -> argparse.ArgumentParser:
     one = commands.add_parser("demo", help="everything at once on an invented market: nothing else is needed")
     one.set_defaults(run=_demo)
     return parser
+
+
+def _add_range(one: argparse.ArgumentParser, otherwise: str = "") -> None:
+    one.add_argument("symbols", nargs="*", metavar="SYMBOL", help="such as EURUSD BTCUSD")
+    one.add_argument("--all", action="store_true", help="all active symbols")
+    one.add_argument("--days", metavar="N", help=f"so many days back from now{otherwise}")
+    one.add_argument("--from", dest="start", metavar="WHEN", help="start (inclusive): a date or ISO 8601, UTC")
+    one.add_argument("--to", dest="end", metavar="WHEN", help="end (exclusive), written like --from; default now")
 
 
 def _migrate(_: argparse.Namespace) -> int:
@@ -149,6 +165,15 @@ async def _run_backfill(
             summary = await backfill(db, chosen, symbols, asked, watcher=display, retry_unavailable=retry_unavailable)
     print(summarize(summary), flush=True)
     return FAILED if summary.failures else DONE
+
+
+def _export(args: argparse.Namespace) -> int:
+    from service import cli_export  # noqa: PLC0415 - it needs pyarrow, which takes time that other commands need not pay
+
+    span, chosen = cli_export.check(args), _load()
+    with database_url(chosen) as url:
+        work = cli_export.run_export(checked(url, chosen.engine), chosen, args, span, utc_now)
+        return run(work, "Stopped. Every file that was written is whole; the same command goes over all of them again.")
 
 
 def _serve(_: argparse.Namespace) -> int:

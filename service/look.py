@@ -35,12 +35,17 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
     low: int | None
     """None: wherever the bars begin."""
     high: int
+    end: int | None = None
+    """Where the range that was asked for ends within its last candle, if it does: a real-time aggregate is the cheaper
+    the earlier a read ends."""
 
     async def read(
         self, conn: AsyncConnection[Any], low: int, high: int, *, limit: int | None = None, newest: bool = False
     ) -> tuple[State, Bars]:
         """One window of candles, ascending. limit: more are not needed, from the newest or the oldest on."""
-        if not self.span.native:
+        if self.span.native:
+            high = high if self.end is None else max(low, min(high, self.end))
+        else:
             limit = None
         state, bars = await windows.window(conn, self.symbol, self.span.stored, low, high, limit=limit, newest=newest)
         return state, bars if self.span.native else aggregate(bars, self.span.starts(bars.ts))
@@ -53,6 +58,22 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
         low = self.span.floor(to_ms(known.first_bar))
         high = min(self.high, self.span.after(to_ms(known.last_bar)))
         return min(low if self.low is None else max(low, self.low), high), high
+
+    def forward(self, low: int, count: int) -> int:
+        """The start of the candle `count` after the one that starts at `low`, or `high` if that comes first."""
+        count = min(count, self._most(low))
+        while count > 0 and low < self.high:
+            low = self.span.forward(low, min(count, MOST_ROWS))
+            count -= MOST_ROWS
+        return min(low, self.high)
+
+    def back(self, low: int, count: int) -> int:
+        """The start of the candle `count` before `high`; maybe a later one that lies before `low`, if that does."""
+        return self.span.back(self.high, min(count, self._most(low)))
+
+    def _most(self, low: int) -> int:
+        """More candles than lie between `low` and `high`: none of them is half as long as they are by convention."""
+        return 2 * (self.high - low) // (self.span.nominal // timedelta(milliseconds=1)) + 2
 
     def step(self, candles: float, rows: int) -> int:
         """How long, in ms, a window of so many candles or stored rows is, whichever is less; at least one candle."""

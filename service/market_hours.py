@@ -96,6 +96,42 @@ def market_of(asset_type: AssetType, ticker: str) -> Market:
             return "german_index" if ticker in _GERMAN_INDICES else "us_index"
 
 
+class Hours(msgspec.Struct, frozen=True, kw_only=True):
+    """A market's hours as a chart is told of them: the ordinary day, and the dates that are otherwise."""
+
+    zone: str
+    """IANA name; by its clock are all times and dates."""
+    session: str
+    """As TradingView writes it: `24x7`, or HHMM-HHMM of a date from Monday to Friday; unless its end is later than its
+    start, it begins on the day before."""
+    shift: timedelta = timedelta()
+    """How long before its midnight a trading day begins."""
+    closed: tuple[date, ...] = ()
+    """Dates from Monday to Friday without a session."""
+    early: tuple[date, ...] = ()
+    """Dates that close early."""
+    early_session: str = ""
+    """Their session; empty where a market has none."""
+
+
+def hours(market: Market, years: range) -> Hours:
+    """A market's hours, with the closed and the early dates of some calendar years."""
+    if market == "crypto":
+        return Hours(zone="Etc/UTC", session="24x7")
+    if market == "forex":
+        evening = _DAY - timedelta(hours=_FOREX_TURNS.hour, minutes=_FOREX_TURNS.minute)
+        return Hours(zone=_NEW_YORK, session=_session(_FOREX_TURNS, _FOREX_TURNS), shift=evening)
+    exchange = _EXCHANGES[market]
+    special = [_special_dates(market, year) for year in years]
+    return Hours(
+        zone=exchange.zone,
+        session=_session(exchange.opens, exchange.closes),
+        closed=tuple(day for closed, _ in special for day in closed),
+        early=tuple(day for _, early in special for day in early),
+        early_session=_session(exchange.opens, exchange.closes_early),
+    )
+
+
 def open_ranges(market: Market, start: datetime, end: datetime) -> Ranges:
     """The open time within `[start, end)`; empty where start >= end."""
     if start >= end:
@@ -171,6 +207,20 @@ def _sessions(market: Market, year: int) -> Iterable[Range]:
         sundays = (day for day in _days(year) if day.weekday() == _SUNDAY)
         return (_local(_NEW_YORK, day, _FOREX_TURNS, day + _FOREX_WEEK, _FOREX_TURNS) for day in sundays)
     return _exchange_sessions(_EXCHANGES[market], year)
+
+
+@lru_cache(maxsize=256)
+def _special_dates(market: Market, year: int) -> tuple[tuple[date, ...], tuple[date, ...]]:
+    """The dates of an exchange's year without a session, weekends aside, and those that close early."""
+    exchange = _EXCHANGES[market]
+    clock, sessions = ZoneInfo(exchange.zone), _year(market, year).sessions
+    closes = {one.start.astimezone(clock).date(): one.end.astimezone(clock).time() for one in sessions}
+    closed = tuple(day for day in _days(year) if day.weekday() < _SATURDAY and day not in closes)
+    return closed, tuple(day for day, at in closes.items() if at < exchange.closes)
+
+
+def _session(opens: time, closes: time) -> str:
+    return f"{opens:%H%M}-{closes:%H%M}"
 
 
 def _exchange_sessions(exchange: _Exchange, year: int) -> Iterator[Range]:

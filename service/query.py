@@ -22,6 +22,7 @@ from service.look import MOST_GROWN_ROWS, Look, Moved, collect
 from service.proof import Head, Terms
 from service.ranges import Range
 from service.spans import Span
+from service.timeframes import EPOCH
 from service.windows import State
 
 Order = Literal["asc", "desc"]
@@ -29,7 +30,9 @@ Connect = Callable[[], AbstractAsyncContextManager[AsyncConnection[Any]]]
 PAGE = 50_000
 """Up to so many candles make a page; more are streamed."""
 STREAM_ROWS = 20_160
-"""Stored rows that a window of a stream spans (unless one candle spans more)."""
+"""Stored rows that a window of a stream spans (unless one candle spans more); more after a gap, where bars were few."""
+MOST_AT_ONCE = 2 * STREAM_ROWS
+"""Stored candles that are read of such a longer window at once."""
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,14 +118,14 @@ async def stream(conn: AsyncConnection[Any], connect: Connect, terms: Terms, ask
     async with snapshot(conn):
         state, _ = await look.read(conn, high, high)
         carried = await _carried(conn, state, terms, ask, low)
-    if ask.limit is not None and (end := ask.span.forward(low, ask.limit)) < high:
+    if ask.limit is not None and (end := look.forward(low, ask.limit)) < high:
         high, more = end, from_ms(end)
     if ask.fill == "none":
         bottom, top = look.within(state)
         low, high = max(low, bottom), min(high, top)
     asked = Range(from_ms(low) if ask.start is None else ask.start, ask.end or terms.now)
     head = proof.head(state, terms, ask.span, asked, more=more, since=_since(ask, carried))
-    bounds = Look(symbol=ask.symbol, span=ask.span, low=low, high=high)
+    bounds = msgspec.structs.replace(look, low=low, high=high)
     return Stream(head=head, frames=_frames(connect, terms, ask, bounds, carried))
 
 
@@ -136,10 +139,11 @@ class _Carried(msgspec.Struct, frozen=True, kw_only=True):
 
 def _look(ask: Ask, terms: Terms) -> Look:
     low = None if ask.start is None else ask.span.ceil(to_ms(ask.start))
-    high = ask.span.ceil(to_ms(terms.now if ask.end is None else ask.end))
+    end = to_ms(terms.now if ask.end is None else ask.end)
     if ask.fill != "none":
-        high = min(high, ask.span.ceil(to_ms(terms.now)))  # what is still to come is no gap
-    return Look(symbol=ask.symbol, span=ask.span, low=None if low is None else min(low, high), high=high)
+        end = min(end, to_ms(terms.now))  # what is still to come is no gap
+    high = ask.span.ceil(end)
+    return Look(symbol=ask.symbol, span=ask.span, low=None if low is None else min(low, high), high=high, end=end)
 
 
 def _frame(candles: Bars, state: State, terms: Terms, ask: Ask) -> Frame:
@@ -150,11 +154,13 @@ def _paged(
     state: State, terms: Terms, ask: Ask, frame: Frame, *, more: datetime | None, carried: _Carried | None = None
 ) -> Page:
     """The page of an ascending frame."""
-    end, start = ask.end or terms.now, ask.start
+    end, start, since = ask.end or terms.now, ask.start, _since(ask, carried)
     if start is None:
-        starts = frame.candles.ts
-        start = from_ms(int(starts[0])) if len(starts) else end - (ask.limit or PAGE) * ask.span.nominal
-    head = proof.head(state, terms, ask.span, Range(start, end), more=more, since=_since(ask, carried))
+        starts, limit = frame.candles.ts, ask.limit or PAGE
+        start = from_ms(int(starts[0])) if len(starts) else end - min(limit * ask.span.nominal, end - EPOCH)
+        if len(frame) < limit:
+            since = EPOCH  # earlier bars would join it
+    head = proof.head(state, terms, ask.span, Range(start, end), more=more, since=since)
     return Page(head=head, frame=frame if ask.order == "asc" else frame.part(slice(None, None, -1)))
 
 
@@ -166,12 +172,12 @@ async def _filled_page(
         state, _ = await look.read(conn, look.high, look.high)
         low = look.within(state)[0] if look.low is None else look.low
         high, more = look.high, None
-        if newest and (start := ask.span.back(high, limit)) > low:
+        if newest and (start := look.back(low, limit)) > low:
             low, more = start, from_ms(start)
-        elif not newest and (end := ask.span.forward(low, limit)) < high:
+        elif not newest and (end := look.forward(low, limit)) < high:
             high, more = end, from_ms(end)
         carried = await _carried(conn, state, terms, ask, low)
-        inner = Look(symbol=ask.symbol, span=ask.span, low=low, high=high)
+        inner = msgspec.structs.replace(look, low=low, high=high)
         found = (await collect(conn, inner, limit + 1, newest=False))[1]
     frame, _ = _filled(found, state, terms, ask, within=(low, high), carried=carried)
     if ask.start is None and ask.order == "asc":
@@ -198,7 +204,7 @@ async def _carried(conn: AsyncConnection[Any], state: State, terms: Terms, ask: 
     """The last candle before `low`, Unix ms, where its close is asked for."""
     if ask.fill != "flat":
         return None
-    before = Look(symbol=ask.symbol, span=ask.span, low=None, high=low)
+    before = Look(symbol=ask.symbol, span=ask.span, low=None, high=low, end=low)
     last_bar = None if state.ledger.last_bar is None else to_ms(state.ledger.last_bar)
     _, found = await collect(conn, before, 1, newest=True, last_bar=last_bar)
     if not len(found):
@@ -225,7 +231,7 @@ async def _frames(
 
     async def read(start: int, end: int) -> tuple[State, Bars]:
         async with connect() as conn:
-            return await look.read(conn, start, end)
+            return await look.read(conn, start, end, limit=None if end - start <= base else MOST_AT_ONCE)
 
     def begin(start: int) -> tuple[int, int, asyncio.Task[tuple[State, Bars]]]:
         end = look.above(start, step)
@@ -235,8 +241,10 @@ async def _frames(
     try:
         while pending is not None:
             start, end, task = pending
-            state, found = await task
-            step = min(2 * step, longest) if len(found) < half else base
+            state, found = await asyncio.shield(task)
+            if ask.fill == "none" and len(found) == MOST_AT_ONCE:
+                end = ask.span.after(int(found.ts[-1]))  # there may be more in this window
+            step = min(2 * step, longest) if ask.fill == "none" and len(found) < half else base
             pending = begin(end) if end < look.high else None
             if ask.fill == "none":
                 frame = _frame(found, state, terms, ask)
@@ -246,8 +254,16 @@ async def _frames(
                 yield frame
     finally:
         if pending is not None:
+            # Once: the framework cancels a reader again and again, which would cost the connection.
+            pending[2].add_done_callback(_seen)
             pending[2].cancel()
-            await asyncio.gather(pending[2], return_exceptions=True)
+            await asyncio.wait([pending[2]])
+
+
+def _seen(task: asyncio.Task[Any]) -> None:
+    """Nobody reads on: how it ended is of no interest."""
+    if not task.cancelled():
+        task.exception()
 
 
 @asynccontextmanager

@@ -41,9 +41,12 @@ def answer(db: Database, chosen: Settings, listener: socket.socket, url: str) ->
     import uvicorn  # noqa: PLC0415 - the other commands need neither
 
     from service.api.app import create_app  # noqa: PLC0415
+    from service.http_protocol import BoundedProtocol  # noqa: PLC0415
 
     config = uvicorn.Config(
         create_app(db, chosen),
+        http=BoundedProtocol,
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,

@@ -113,6 +113,19 @@ def base_url(text: str) -> str:
     return text.rstrip("/")
 
 
+def origins(text: str) -> tuple[str, ...]:
+    """Where web pages come from: `*`, for all, or one or more of http(s)://host or host:port, commas between them."""
+    if text == "*":
+        return (text,)
+    found = tuple(part.strip().lower() for part in text.split(","))
+    for one in found:
+        parts = urlsplit(word(one))
+        there = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+        if not there or one != f"{parts.scheme}://{parts.netloc}" or re.search(r"[@*]", one):
+            raise ValueError(text)
+    return found
+
+
 def database_url(text: str) -> str:
     """A URL that libpq takes; SQLAlchemy's spelling of the scheme (postgresql+psycopg) is taken too."""
     url, replaced = re.subn(r"^postgres(ql)?(\+\w+)?://", "postgresql://", word(text))

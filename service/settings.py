@@ -75,6 +75,12 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("ENABLE_SYNC_SCHEDULER", "true", "whether `serve` keeps the bars up to date: true or false", read.switch),
     Setting("HOST", "127.0.0.1", "the address to serve on; 0.0.0.0 is every interface", read.word),
     Setting("PORT", "8001", "the port to serve on, 0 to 65535; 0 takes a free one", read.whole(0, 65535)),
+    Setting(
+        "CORS_ORIGINS",
+        "",
+        "origins of web pages that may read answers, with commas (https://charts.example), or `*` for all; none: none",
+        read.origins,
+    ),
     Setting("CACHE_MB", "256", "memory for answers that are sent again: 0 (none) to 65536 MB", read.whole(0, 65536)),
     Setting("RETENTION_1M", "5 years", f"how long bars are kept: {DAYS}", read.retention),
     *(
@@ -114,6 +120,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     enable_sync_scheduler: bool
     host: str
     port: int
+    cors_origins: tuple[str, ...] | None
     cache_mb: int
     retention: Mapping[Timeframe, timedelta | None]
     """How long each timeframe is kept, never shorter than a finer one; None = for ever."""

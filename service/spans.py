@@ -117,13 +117,12 @@ class Span(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def stored(self) -> Timeframe:
         """The largest timeframe of which every candle holds whole buckets; 1m where none does."""
-        common = _common(self)
-        return next((one for one in reversed(Timeframe) if common % _milliseconds(one.length) == 0), Timeframe.M1)
+        return _stored(self)
 
     @property
     def native(self) -> bool:
         """Whether the candles are the rows of the stored timeframe themselves."""
-        return self.nominal == self.stored.length and _common(self) % _milliseconds(self.nominal) == 0
+        return _native(self)
 
     @property
     def name(self) -> str:
@@ -135,7 +134,8 @@ class Span(msgspec.Struct, frozen=True, kw_only=True):
 def parse(text: str, zone: str = "UTC") -> Span:
     """Read a whole number and a unit (5m, 2 hours as 2h or 2hours, 1mo), or any spelling of a Timeframe.
 
-    Case is ignored, but `1M` is refused: a month to some, a minute to others. Minutes and hours are counted on the zone's wall clock, whole days of them
+    Case is ignored, but `1M` is refused: a month to some, a minute to others.
+    Minutes and hours are counted on the zone's wall clock, whole days of them
     become days, and weeks start on Monday. ValueError says what is allowed, of the zone too.
     """
     found = _TEXT.fullmatch(_plain(text))
@@ -203,3 +203,14 @@ def _common(span: Span) -> int:
     of_them = (here.until > _KNOWN[0]) & (here.since < _KNOWN[1])
     jumps = here.since[of_them & (here.since > _KNOWN[0])]
     return gcd(length, shift, *here.offset[of_them].tolist(), *jumps[grid.starts(jumps) == jumps].tolist())
+
+
+@lru_cache(maxsize=1024)
+def _stored(span: Span) -> Timeframe:
+    common = _common(span)
+    return next((one for one in reversed(Timeframe) if common % _milliseconds(one.length) == 0), Timeframe.M1)
+
+
+@lru_cache(maxsize=1024)
+def _native(span: Span) -> bool:
+    return span.nominal == span.stored.length and _common(span) % _milliseconds(span.nominal) == 0

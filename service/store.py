@@ -67,9 +67,8 @@ async def store(
         outcomes = await _write(conn, there, known, settle)
         for outcome in outcomes:
             await _reject(conn, outcome.answer.piece.symbol, outcome.answer.rejected)
-        await _announce(
-            conn, engine, {one.known.symbol: one.counts.altered for one in outcomes if one.counts.altered is not None}
-        )
+        altered = {one.known.symbol: _altered(one) for one in outcomes}
+        await _announce(conn, engine, {symbol: span for symbol, span in altered.items() if span is not None})
         if outcomes:
             await _cover(conn, outcomes)
     found = {one.known.symbol: one for one in outcomes}
@@ -134,6 +133,20 @@ async def _reject(conn: AsyncConnection[Any], symbol: str, rejected: Sequence[Re
         )
 
 
+def _altered(outcome: _Outcome) -> Range | None:
+    """From the first to the end of the last minute that reads otherwise now: also those that are covered no more."""
+    parts = list(_refused(outcome) & outcome.known.covered)
+    if outcome.counts.altered is not None:
+        parts.append(outcome.counts.altered)
+    return Range(min(one.start for one in parts), max(one.end for one in parts)) if parts else None
+
+
+def _refused(outcome: _Outcome) -> Ranges:
+    """The settled minutes whose bar came and cannot be; a re-check takes no coverage away."""
+    refused = _minutes(outcome.answer.rejected) & outcome.settled
+    return refused - outcome.known.covered if outcome.answer.kind == "recheck" else refused
+
+
 async def _announce(conn: AsyncConnection[Any], engine: Engine, altered: Mapping[str, Range]) -> None:
     """Derive or note what follows from the altered bars. From here to the commit transactions go one by one."""
     if not altered:
@@ -157,9 +170,7 @@ def _row(outcome: _Outcome) -> dict[str, Any]:
     answer, known, settled = outcome.answer, outcome.known, outcome.settled
     ts = answer.bars.ts
     received = [from_ms(int(ts[place])) for place in (0, -1)] if len(ts) else []
-    refused = _minutes(answer.rejected) & settled
-    if answer.kind == "recheck":
-        refused -= known.covered
+    refused = _refused(outcome)
     edge = answer.kind == "edge"
     done = as_range(answer.piece.range)
     return {

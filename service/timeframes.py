@@ -27,7 +27,7 @@ class Timeframe(Enum):
     @property
     def length(self) -> timedelta:
         """Length of one bucket."""
-        return timedelta(minutes=_MINUTES[self])
+        return _LENGTHS[self]
 
     @property
     def table(self) -> str:
@@ -63,13 +63,13 @@ class Timeframe(Enum):
             raise ValueError(f"unknown timeframe {text!r}: allowed are {', '.join(_SPELLINGS)}") from None
 
 
-_MINUTES = {
-    Timeframe.M1: 1,
-    Timeframe.M5: 5,
-    Timeframe.M15: 15,
-    Timeframe.H1: 60,
-    Timeframe.H4: 240,
-    Timeframe.D1: 1440,
+_LENGTHS = {
+    Timeframe.M1: timedelta(minutes=1),
+    Timeframe.M5: timedelta(minutes=5),
+    Timeframe.M15: timedelta(minutes=15),
+    Timeframe.H1: timedelta(hours=1),
+    Timeframe.H4: timedelta(hours=4),
+    Timeframe.D1: timedelta(days=1),
 }
 _SPELLINGS = {timeframe.value: timeframe for timeframe in Timeframe} | {
     "1min": Timeframe.M1,

@@ -77,6 +77,19 @@ async def window(
     return _state(row[:-8]), bars.take(slice(None, None, -1)) if newest else bars
 
 
+async def starts(
+    conn: AsyncConnection[Any], symbol: str, stored: Timeframe, low: int, high: int, *, limit: int, newest: bool = False
+) -> NDArray[np.int64]:
+    """The starts alone of such candles, Unix ms, ascending: read from the index."""
+    query = sql.SQL(_STARTS).format(
+        relation=sql.Identifier("market_data", stored.table), direction=sql.SQL("DESC" if newest else "ASC")
+    )
+    values = {"symbol": symbol, "start": from_ms(low), "end": from_ms(high), "limit": limit}
+    row = await (await conn.execute(query, values, binary=True, prepare=True)).fetchone()
+    found = _instants(row[0] if row and row[0] else b"")
+    return found[::-1] if newest else found
+
+
 async def unchanged(conn: AsyncConnection[Any], since: Revision, depends: Mapping[str, Range]) -> bool:
     """Whether no bar has changed since a revision of this very database, in a range for each of some symbols."""
     values = {
@@ -98,10 +111,15 @@ def decoded(packed: tuple[bytes | None, ...]) -> Bars:
         name: np.frombuffer(column, ">f8").astype(np.float64) for name, column in zip(names, volumes, strict=True)
     }
     return Bars(
-        ts=np.frombuffer(ts, ">i8").astype(np.int64) // 1000 + _POSTGRES_EPOCH_MS,
+        ts=_instants(ts),
         trades=np.frombuffer(trades, ">i8").astype(np.int64),
         **floats,
     )
+
+
+def _instants(packed: bytes) -> NDArray[np.int64]:
+    instants: NDArray[np.int64] = np.frombuffer(packed, ">i8").astype(np.int64) // 1000 + _POSTGRES_EPOCH_MS
+    return instants
 
 
 def _state(row: tuple[Any, ...]) -> State:
@@ -155,6 +173,15 @@ _WINDOW: LiteralString = f"""
         ) AS page
     ) AS packed
 """  # noqa: S608 - constants only
+_STARTS: LiteralString = """
+    SELECT string_agg(timestamptz_send(ts), '')
+    FROM (
+        SELECT ts FROM {relation}
+        WHERE symbol = %(symbol)s AND ts >= %(start)s AND ts < %(end)s
+        ORDER BY ts {direction}
+        LIMIT %(limit)s
+    ) AS page
+"""
 _UNCHANGED: LiteralString = """
     SELECT
         EXISTS (SELECT FROM market_data.installation WHERE created_at = %(installed_at)s)

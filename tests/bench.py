@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -26,7 +27,7 @@ import numpy as np
 import psycopg
 from psycopg import sql
 
-from service import query
+from service import query, spans
 from service.backfill import backfill
 from service.bars import Bars
 from service.coverage import Piece
@@ -35,11 +36,12 @@ from service.db.migrate import migrate
 from service.db.preflight import checked
 from service.demo import replay_process
 from service.plan import Plan
+from service.proof import Terms
 from service.ranges import Range
 from service.settings import Settings, load
 from service.store import Stored
 from service.timeframes import Timeframe, utc_now
-from tests import bench_sync
+from tests import bench_reads, bench_sync
 
 SYMBOLS = ["EURUSD", "GBPUSD", "USDJPY", "XAUUSD", "SPX500", "BTCUSD", "ETHUSD", "SOLUSD", "XRPUSD", "ADAUSD"]
 COINS = ["BTCUSD", "ETHUSD", "SOLUSD", "XRPUSD", "ADAUSD", "DOGEUSD", "LTCUSD", "BCHUSD", "LINKUSD", "DOTUSD"]
@@ -68,7 +70,15 @@ def main() -> None:
     """Run everything that this machine has an engine for."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--runs", type=int, default=3, help="of each measurement; the median counts (default 3)")
-    parser.add_argument("--part", choices=("backfill", "sync"), help="only this part")
+    parser.add_argument("--part", choices=("backfill", "sync", "reads"), help="only this part")
+    parser.add_argument(
+        "--only",
+        type=lambda text: text.split(","),
+        default=[],
+        metavar="NAME,...",
+        help=f"of the part reads only these: {', '.join(bench_reads.MEASURES)}",
+    )
+    parser.add_argument("--engine", choices=tuple(PLACES), help="only on this engine")
     parser.add_argument("--child", nargs=5, metavar="X", help=argparse.SUPPRESS)
     parser.add_argument("--sync", nargs=4, metavar="X", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -80,15 +90,17 @@ def main() -> None:
         return
     print(f"{os.cpu_count()} processors, Python {sys.version.split()[0]}; medians of {args.runs} runs", flush=True)
     with replay_process() as provider:
-        for place in (_plain, _timescaledb):
-            with place() as found:
+        for name, place in PLACES.items():
+            with place() if args.engine in (None, name) else contextlib.nullcontext() as found:
                 if found is None:
                     continue
                 print(f"\n{found.engine}", flush=True)
-                if args.part != "sync":
+                if args.part in (None, "backfill"):
                     _engine(found, provider, args.runs)
-                if args.part != "backfill":
+                if args.part in (None, "sync"):
                     _sync(found, provider, args.runs)
+                if args.part in (None, "reads"):
+                    bench_reads.run(partial(_database, found), found.engine, provider, args.runs, args.only)
 
 
 def _engine(place: Place, provider: str, runs: int) -> None:
@@ -202,21 +214,12 @@ async def _read(url: str, engine: str) -> None:
             times = []
             for _ in range(11):
                 began = time.perf_counter()
-                found = await query.candles(
-                    conn,
-                    db.engine,
-                    "BTCUSD",
-                    timeframe,
-                    start=None,
-                    end=None,
-                    limit=limit,
-                    order="asc",
-                    now=utc_now(),
-                    settle=timedelta(minutes=15),
-                    retention=settings.retention,
-                )
+                now = utc_now()
+                terms = Terms(now=now, settle=timedelta(minutes=15), floors=db.engine.floors(settings.retention, now))
+                ask = query.Ask(symbol="BTCUSD", span=spans.parse(timeframe.value), limit=limit)
+                found = await query.page(conn, terms, ask)
                 times.append((time.perf_counter() - began) * 1000)
-            count = len(found.candles)
+            count = len(found.frame)
             print(f"  read the latest {count:,} candles of {timeframe.value}: {statistics.median(times):.1f} ms")
 
 
@@ -251,13 +254,16 @@ def _timescaledb() -> Iterator[Place | None]:
     yield _place("timescaledb", url) if url else None
 
 
+PLACES = {"plain": _plain, "timescaledb": _timescaledb}
+
+
 def _place(engine: str, admin: str) -> Place:
     return Place(engine, admin, lambda name: urlsplit(admin)._replace(path=f"/{name}").geturl())
 
 
 @contextlib.contextmanager
-def _database(place: Place) -> Iterator[str]:
-    name = f"candlewick_bench_{os.getpid()}"
+def _database(place: Place, purpose: str = "") -> Iterator[str]:
+    name = f"candlewick_bench_{os.getpid()}{purpose}"
     drop = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
     with psycopg.connect(place.admin, autocommit=True) as conn:
         conn.execute(drop)

@@ -8,18 +8,18 @@ from typing import Any
 
 import msgspec
 from litestar import Request, Response
-from litestar.response import Stream as StreamedResponse
 from psycopg import AsyncConnection
 
 from service import query
 from service.api import rows
 from service.api.asking import TABLES, Asked
 from service.api.compression import Compressor, compressor_of
-from service.api.memory import KEEP, Keep
-from service.api.negotiation import MEDIA_TYPES, Coding, chosen_coding
+from service.api.negotiation import MEDIA_TYPES, Coding
 from service.api.problems import Incomplete, MissingRange
+from service.api.sending import coding_of, compressed, headers_of, unchanged, validated, whole
 from service.api.serving import Serving
-from service.api.validators import dependencies, entity_tag, still_holds
+from service.api.transfer import Streamed
+from service.api.validators import dependencies
 from service.api.writers import Writer, next_page, writer_of
 from service.bars import to_ms
 from service.proof import Head, Terms
@@ -27,11 +27,6 @@ from service.query import Frame, Page, Stream
 
 WHOLE = 2000
 """Up to so many candles are sent in one piece, with their length."""
-WORTH_COMPRESSING = 1000
-"""Bytes."""
-_LARGE = 64 * 1024
-"""Bytes that are compressed in a thread."""
-_LONGEST_HEADER = 2000
 _VARY = "Accept, Accept-Encoding"
 _EXTENSIONS = {"csv": "csv", "parquet": "parquet"}
 
@@ -40,26 +35,23 @@ Reading = Page | Stream
 
 async def answer(request: Request[Any, Any, Any], serving: Serving, asked: Asked, terms: Terms) -> Response[Any]:
     """The answer to a request. Raises Incomplete where it asks for that, and UnknownSymbol."""
-    coding: Coding = "identity"
-    if asked.form != "parquet":
-        coding = chosen_coding(request.headers.get("accept-encoding", ""))
-    variant = f"{asked.form}-{coding}"
+    coding: Coding = "identity" if asked.form == "parquet" else coding_of(request)
     async with serving.db.connection() as conn:
         readings = await _read(conn, serving, asked, terms)
         heads = [reading.head for reading in readings]
         if asked.require_complete:
             _refuse_incomplete(asked, heads)
-        depends = dependencies(heads)
-        headers = _headers(asked, heads)
-        if depends is not None:
-            tag = entity_tag(heads, variant)
-            known = request.headers.get("if-none-match")
-            if known is not None and (held := await still_holds(conn, known, tag, variant, depends)):
-                return Response(b"", status_code=304, headers=headers | {"ETag": held})
-            headers |= {"ETag": tag, "Cache-Control": "public, no-cache"}
-            request.scope["state"][KEEP] = Keep(depends=depends, stored=asked.span.stored)
+        checked = await validated(
+            conn,
+            request,
+            heads,
+            dependencies(heads),
+            variant=f"{asked.form}-{coding}",
+            stored=asked.span.stored,
+        )
     serving.note(heads)
-    return _respond(asked, readings, headers, coding)
+    headers = _headers(asked, heads) | checked.headers
+    return unchanged(headers) if checked.unchanged else await _respond(asked, readings, headers, coding)
 
 
 async def _read(conn: AsyncConnection[Any], serving: Serving, asked: Asked, terms: Terms) -> list[Reading]:
@@ -90,14 +82,10 @@ def _refuse_incomplete(asked: Asked, heads: Sequence[Head]) -> None:
 
 
 def _headers(asked: Asked, heads: Sequence[Head]) -> dict[str, str]:
-    headers = {"Cache-Control": "no-store", "Vary": _VARY}
     if asked.form not in TABLES:
-        return headers
+        return headers_of(vary=_VARY)
     gaps = rows.missing(heads[0]) if asked.alone else []
-    headers["X-Complete"] = "true" if all(head.complete for head in heads) else "false"
-    if gaps:
-        text = msgspec.json.encode(gaps).decode()
-        headers["X-Missing"] = text if len(text) <= _LONGEST_HEADER else f"{len(gaps)} ranges"
+    headers = headers_of(complete=all(head.complete for head in heads), missing=gaps, vary=_VARY)
     if asked.alone and (page := next_page(asked, heads[0])) is not None:
         headers["Link"] = f'<{page}>; rel="next"'
     if asked.form in _EXTENSIONS:
@@ -112,23 +100,19 @@ def _filename(asked: Asked, heads: Sequence[Head]) -> str:
     return f"{named}_{asked.span.name}_{start:%Y-%m-%d}_{end:%Y-%m-%d}.{_EXTENSIONS[asked.form]}"
 
 
-def _respond(asked: Asked, readings: Sequence[Reading], headers: dict[str, str], coding: Coding) -> Response[Any]:
+async def _respond(asked: Asked, readings: Sequence[Reading], headers: dict[str, str], coding: Coding) -> Response[Any]:
     media_type = MEDIA_TYPES[asked.form]
     writer = writer_of(asked, [reading.head for reading in readings])
     pages = [one for one in readings if isinstance(one, Page)]
     if len(pages) == len(readings) and sum(len(one.frame) for one in pages) <= WHOLE:
-        body = b"".join(_whole(writer, pages))
-        compressor = compressor_of(coding) if len(body) >= WORTH_COMPRESSING else None
-        if compressor is not None:
-            body = compressor.compress(body) + compressor.finish()
-            headers |= {"Content-Encoding": coding}
-        return Response(body, media_type=media_type, headers=headers)
+        return await whole([b"".join(_whole(writer, pages))], coding, media_type=media_type, headers=headers)
     parts = _parts(writer, readings)
     compressor = compressor_of(coding)
     if compressor is not None:
         parts = _compressed(parts, compressor)
         headers |= {"Content-Encoding": coding}
-    return StreamedResponse(parts, media_type=media_type, headers=headers)
+    named = f"candles of {', '.join(asked.symbols[:3])} as {asked.form}"
+    return Streamed(parts, named, media_type=media_type, headers=headers)
 
 
 def _whole(writer: Writer, pages: Sequence[Page]) -> Iterator[bytes]:
@@ -173,8 +157,6 @@ async def _next(pieces: Iterator[bytes], *, threaded: bool) -> bytes | None:
 async def _compressed(parts: AsyncGenerator[bytes, None], compressor: Compressor) -> AsyncGenerator[bytes, None]:
     async with aclosing(parts):
         async for part in parts:
-            large = len(part) > _LARGE
-            out = await asyncio.to_thread(compressor.compress, part) if large else compressor.compress(part)
-            if out:
+            if out := await compressed(compressor, part):
                 yield out
         yield compressor.finish()

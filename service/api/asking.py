@@ -60,20 +60,21 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read(symbols: Sequence[str], given: Mapping[str, str], accept: str, now: datetime, *, alone: bool) -> Asked:
-    """Check the parameters of a request. given: those that it has, by name.
+    """Check the parameters of a request. symbols: in our spelling; given: the parameters that it has, by name.
 
     Raises BadQuery, and NotAcceptable where `Accept` takes none of the forms.
     """
     form = chosen_format(given.get("format"), accept)
-    start, end = parameters.instant("from", given.get("from")), parameters.instant("to", given.get("to"))
+    span = parameters.span(given.get("timeframe"), given.get("tz"))
+    start, end = (parameters.instant(name, given.get(name), span.zone) for name in ("from", "to"))
     if start is not None and start >= (end or now):
         raise BadQuery(f"from ({start.isoformat()}) must lie before to ({(end or now).isoformat()})")
     order: Order = parameters.choice("order", given.get("order"), get_args(Order))
     limit = _limit(given.get("limit"), form, start)
     asked = Asked(
-        symbols=tuple(dict.fromkeys(parameters.symbol(name.strip()) for name in symbols)),
+        symbols=tuple(symbols),
         alone=alone,
-        span=parameters.span(given.get("timeframe"), given.get("tz")),
+        span=span,
         start=start,
         end=end,
         limit=limit,
@@ -100,8 +101,6 @@ def _refuse_too_much(asked: Asked) -> None:
         raise BadQuery(f"order=desc needs a limit of at most {PAGE}")
     if asked.streamed and asked.form == "columns":
         raise BadQuery(f"format=columns takes a limit of at most {PAGE}", ["arrow", "json", "csv", "parquet"])
-    if not asked.symbols or len(asked.symbols) > MOST_SYMBOLS:
-        raise BadQuery(f"symbols names {len(asked.symbols)} of them: give 1 to {MOST_SYMBOLS}")
     if asked.alone or asked.limit is None:
         return
     if asked.streamed or len(asked.symbols) * asked.limit > MOST_IN_PAGES:

@@ -13,15 +13,16 @@ from service.api.answering import answer
 from service.api.answers import BAD, DOWN, UNKNOWN
 from service.api.asking import DEFAULT_LIMIT, MOST, MOST_SYMBOLS
 from service.api.negotiation import FORMATS, MEDIA_TYPES
-from service.api.problems import BadQuery, Problem
+from service.api.problems import Problem
 from service.api.rows import CandlesAnswer, ManyAnswer
 from service.api.serving import Serving
 from service.query import PAGE
 
 PARAMETERS = {
     "timeframe": "1m 5m 15m 1h 4h 1d, or any whole multiple: 2h 10m 65m 1w 1mo; 1m without it",
-    "tz": "IANA time zone in which hours, days, weeks and months are cut; UTC without it",
-    "from": "Start, inclusive: ISO 8601 (naive = UTC), a date, or Unix ms; "
+    "tz": "IANA time zone in which hours, days, weeks and months are cut, and times without offset are read; UTC "
+    "without it",
+    "from": "Start, inclusive: ISO 8601 or a date (in `tz` unless it has an offset), or Unix ms; "
     "without it the latest `limit` candles before `to`",
     "to": "End, exclusive, written like `from`; without it now",
     "limit": f"1 to {MOST}, of each symbol. Without it {DEFAULT_LIMIT}; but as csv, arrow or parquet with `from` the "
@@ -85,7 +86,7 @@ async def get_candles(
 ) -> Response[CandlesAnswer]:
     """Candles whose start lies in `[from, to)`; what is missing of that range is listed with its reason."""
     given = parameters.given(request, PARAMETERS)
-    return await _answer(request, [symbol], given, alone=True)
+    return await _answer(request, [parameters.symbol(symbol)], given, alone=True)
 
 
 @get(
@@ -99,9 +100,7 @@ async def get_candles(
 async def get_candles_of_many(request: Request[Any, Any, Any]) -> Response[ManyAnswer]:
     """The same for each symbol, all of one moment; a table names the symbol in each row."""
     given = parameters.given(request, ("symbols", *PARAMETERS))
-    names = [name for name in given.get("symbols", "").split(",") if name.strip()]
-    if not names:
-        raise BadQuery("symbols is missing: name some, as in symbols=EURUSD,GBPUSD")
+    names = parameters.symbols(given.get("symbols", ""), MOST_SYMBOLS)
     return await _answer(request, names, given, alone=False)
 
 

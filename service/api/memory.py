@@ -4,7 +4,6 @@ Before a kept answer is sent, the database is asked for the changes since the la
 wait, however many), so that no answer is older than its request.
 """
 
-import logging
 from collections import OrderedDict, deque
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -24,12 +23,13 @@ KEEP = "candlewick.keep"
 SMALL = 256 * 1024
 """Bytes: up to this size an answer is kept at once, above only when it is asked for again: a single pass over years of
 bars would push out all the others."""
+LONGEST_KEY = 2000
+"""Bytes of address and headers: a longer question is not remembered."""
 _ASKED_BEFORE = 1000
 _RECENT = 10_000
 _KEPT_WITH_304 = (b"etag", b"cache-control", b"vary")
 
-log = logging.getLogger(__name__)
-Key = tuple[str, bytes, bytes, bytes]
+Key = tuple[str, bytes, bytes, bytes, bytes]
 
 
 class Keep(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,15 +48,14 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     headers: list[tuple[bytes, bytes]]
     body: bytes
 
-    @property
-    def etag(self) -> bytes:
-        """Its tag."""
-        return dict(self.headers)[b"etag"]
+    def is_named_by(self, if_none_match: bytes) -> bool:
+        """Whether the header names its tag."""
+        return dict(self.headers)[b"etag"] in if_none_match or if_none_match.strip() == b"*"
 
     @property
     def size(self) -> int:
         """Bytes that it takes."""
-        return len(self.body) + 2000
+        return len(self.body) + LONGEST_KEY + 2000
 
 
 class Memory:
@@ -65,6 +64,8 @@ class Memory:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.size = 0
+        self.gathering = 0
+        """Bytes of large answers under way that may be kept: they wait for their readers, however slow."""
         self._kept: OrderedDict[Key, Kept] = OrderedDict()
         self._of_symbol: dict[str, set[Key]] = {}
         self._recent: deque[Change] = deque(maxlen=_RECENT)
@@ -144,36 +145,45 @@ class Remembering(ASGIMiddleware):
         self.memory = Memory(serving.settings.cache_mb * 1_000_000)
         self._feed = Feed(serving.db, self.memory.forget)
 
+    async def begin(self) -> None:
+        """Follow the changes from now on; nothing is kept before."""
+        await self._feed.look()
+
     async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
-        """Send the kept answer, or pass the request on and see whether its answer is to be kept."""
-        if not self.memory.capacity or scope["type"] is not ScopeType.HTTP or scope["method"] != "GET":
+        """Send the kept answer, or pass the request on and see whether its answer is to be kept.
+
+        Raises what the database raises where it cannot be asked whether a kept answer still holds.
+        """
+        if not self.memory.capacity or scope["type"] != ScopeType.HTTP or scope["method"] != "GET":
             await next_app(scope, receive, send)
             return
         headers = dict(scope["headers"])
         accepted = headers.get(b"accept", b""), headers.get(b"accept-encoding", b"")
-        key: Key = (scope["path"], scope["query_string"], *accepted)
-        if (self.memory.get(key) is not None or self._feed.position is None) and await self._looked():
+        # A link to a further page names the host by which the client came.
+        site = f"{scope['scheme']}:".encode() + headers.get(b"host", b"")
+        key: Key = (scope["path"], scope["query_string"], *accepted, site)
+        if sum(map(len, key)) > LONGEST_KEY:
+            await next_app(scope, receive, send)
+            return
+        if self.memory.get(key) is not None:
+            await self._feed.look()
             found = self.memory.get(key)
-            if found is not None and self._is_above_the_floor(found):
-                await _send(found, headers.get(b"if-none-match"), send)
+            known = headers.get(b"if-none-match")
+            # Whether another tag still holds is the handler's to find out.
+            if found is not None and self._is_above_the_floor(found) and (known is None or found.is_named_by(known)):
+                await (_send(found, send) if known is None else _send_unchanged(found, send))
                 return
         position, cleared = self._feed.position, self.memory.cleared
         if position is None:
             await next_app(scope, receive, send)
             return
         keeper = _Keeper(self.memory, key, scope, send)
-        await next_app(scope, receive, keeper.send)
+        try:
+            await next_app(scope, receive, keeper.send)
+        finally:
+            keeper.give_up()
         if keeper.answer is not None:
             self.memory.put(key, keeper.answer, position, cleared)
-
-    async def _looked(self) -> bool:
-        """Whether all changes up to now are known."""
-        try:
-            await self._feed.look()
-        except Exception as exc:  # noqa: BLE001 - the request goes its way without a memory
-            log.warning("the changes could not be read, so nothing is answered from memory: %s", exc)
-            return False
-        return True
 
     def _is_above_the_floor(self, found: Kept) -> bool:
         floor = self._serving.terms().floors[found.keep.stored]
@@ -188,7 +198,7 @@ class _Keeper:
         self._keep: Keep | None = None
         self._headers: list[tuple[bytes, bytes]] = []
         self._parts: list[bytes] = []
-        self._size = 0
+        self._size = self._gathered = 0
         self.answer: Kept | None = None
 
     async def send(self, message: Message) -> None:
@@ -200,12 +210,24 @@ class _Keeper:
             self._take(message["body"], last=not message.get("more_body", False))
         await self._send(message)
 
+    def give_up(self) -> None:
+        """Hold nothing any more but a whole answer."""
+        self._memory.gathering -= self._gathered
+        self._keep, self._parts, self._gathered = None, [], 0
+
     def _take(self, part: bytes, *, last: bool) -> None:
         small, self._size = self._size <= SMALL, self._size + len(part)
         grown = small and self._size > SMALL
-        if self._size > self._memory.capacity // 2 or (grown and not self._memory.wants_large(self._key)):
-            self._keep, self._parts = None, []
+        if grown and not self._memory.wants_large(self._key):
+            self.give_up()
             return
+        if self._size > SMALL:
+            more = self._size if grown else len(part)
+            self._gathered += more
+            self._memory.gathering += more
+            if self._memory.gathering > self._memory.capacity // 2:
+                self.give_up()
+                return
         self._parts.append(part)
         if last and self._keep is not None:
             length = (b"content-length", str(self._size).encode())
@@ -213,11 +235,12 @@ class _Keeper:
             self.answer = Kept(keep=self._keep, headers=[*headers, length], body=b"".join(self._parts))
 
 
-async def _send(found: Kept, if_none_match: bytes | None, send: Send) -> None:
-    if if_none_match is not None and found.etag in if_none_match:
-        headers = [pair for pair in found.headers if pair[0] in _KEPT_WITH_304]
-        await send({"type": "http.response.start", "status": 304, "headers": headers})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-        return
+async def _send(found: Kept, send: Send) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": list(found.headers)})
     await send({"type": "http.response.body", "body": found.body, "more_body": False})
+
+
+async def _send_unchanged(found: Kept, send: Send) -> None:
+    headers = [pair for pair in found.headers if pair[0] in _KEPT_WITH_304]
+    await send({"type": "http.response.start", "status": 304, "headers": headers})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -62,7 +62,7 @@ def _weights(header: str) -> dict[str, float]:
         name, *options = (word.strip().lower() for word in part.split(";"))
         weight = next((option[2:] for option in options if option.startswith("q=")), "1")
         try:
-            found[name] = min(max(float(weight), 0.0), 1.0)
+            found[name] = max(0.0, min(float(weight), 1.0))  # in this order nan is 0
         except ValueError:
             found[name] = 0.0
     return found

@@ -4,6 +4,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
+from zoneinfo import ZoneInfo
 
 from litestar import Request
 
@@ -20,7 +21,7 @@ from service.zones import zone_named
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 LATEST = datetime(2200, 1, 1, tzinfo=UTC)
 _Word = TypeVar("_Word", bound=str)
-_INSTANT = "Unix ms, a date (2024-01-31), or ISO 8601 (2024-01-31T09:30Z; without an offset it is UTC)"
+_INSTANT = "Unix ms, a date (2024-01-31), or ISO 8601 (2024-01-31T09:30Z; without an offset in tz)"
 MULTIPLES = ("<n>m", "<n>h", "<n>d", "<n>w", "<n>mo", "<n>q", "<n>y")
 """How any whole multiple of a unit is written."""
 _SMALLEST_MS = 100_000_000_000
@@ -43,12 +44,15 @@ def given(request: Request[Any, Any, Any], allowed: Collection[str]) -> dict[str
     return {name: values[0] for name, values in query.items()}
 
 
-def instant(name: str, text: str | None) -> datetime | None:
-    """An aware UTC instant; None where the parameter is absent."""
+def instant(name: str, text: str | None, zone: str = "UTC") -> datetime | None:
+    """An aware UTC instant; None where the parameter is absent. zone: whose clocks a date or time without offset means.
+
+    A time that these clocks show twice means the first, one that they skip as long after the jump.
+    """
     if text is None:
         return None
     try:
-        at = _instant(text.strip())
+        at = _instant(text.strip(), zone)
     except (ValueError, OverflowError, OSError):
         raise BadQuery(f"{name}={text!r} is no instant: give {_INSTANT}") from None
     if not EARLIEST <= at < LATEST:
@@ -94,6 +98,14 @@ def symbol(text: str) -> str:
     return text.upper()
 
 
+def symbols(text: str, most: int) -> list[str]:
+    """Symbols with commas between them, in our spelling, each once."""
+    found = list(dict.fromkeys(symbol(name.strip()) for name in text.split(",") if name.strip()))
+    if not 1 <= len(found) <= most:
+        raise BadQuery(f"symbols names {len(found)} of them: give 1 to {most}, as in symbols=EURUSD,GBPUSD")
+    return found
+
+
 def asset_type(text: str | None) -> AssetType | None:
     """One of the asset types; None where the parameter is absent."""
     return None if text is None else choice("asset_type", text, ASSET_TYPES)
@@ -114,7 +126,7 @@ def choice(name: str, text: str | None, allowed: Sequence[_Word]) -> _Word:
     raise BadQuery(f"unknown {name} {text!r}", allowed)
 
 
-def _instant(text: str) -> datetime:
+def _instant(text: str, zone: str) -> datetime:
     if re.fullmatch(r"-?[0-9]+", text) and text != "0":
         ms = int(text)
         if ms < _SMALLEST_MS:
@@ -124,6 +136,6 @@ def _instant(text: str) -> datetime:
         return EARLIEST
     # "+01:00" unescaped in a URL arrives as " 01:00".
     at = datetime.fromisoformat(re.sub(r"(T[0-9:.,]+) ([0-9]{2}:?[0-9]{2})$", r"\1+\2", text))
-    at = at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+    at = (at.replace(tzinfo=ZoneInfo(zone)) if at.tzinfo is None else at).astimezone(UTC)
     # Up to the next millisecond, in which pages are named: no candle starts between the two.
     return at + timedelta(microseconds=-at.microsecond % 1000)

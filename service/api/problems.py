@@ -90,7 +90,7 @@ def handle(request: Request[Any, Any, Any], exc: Exception) -> Response[Problem]
             status = 503
             problem = Problem(error="unavailable", message="the database does not answer at the moment: try again soon")
         case _:
-            log.error("unforeseen failure of %s %s", request.method, request.url.path, exc_info=exc)
+            log.error("unforeseen failure of %s %s", request.method, request.scope["path"], exc_info=exc)
             status, problem = 500, Problem(error="internal", message="this is a fault of Candlewick: see its log")
     return Response(problem, status_code=status, media_type=MediaType.JSON, headers=_headers(exc))
 
@@ -99,7 +99,7 @@ def _routing(request: Request[Any, Any, Any], exc: HTTPException) -> tuple[int, 
     match exc.status_code:
         case 404:
             return 404, Problem(
-                error="not_found", message=f"there is no {request.url.path}: see /docs for what there is"
+                error="not_found", message=f"there is no {request.scope['path']}: see /docs for what there is"
             )
         case 405:
             allowed = (exc.headers or {}).get("allow", "GET").split(", ")

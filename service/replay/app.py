@@ -13,12 +13,8 @@ from typing import Any, Literal
 import msgspec
 
 from service.bars import to_ms
-from service.replay.config import ReplayConfig, ticker_of
-from service.replay.faults import CUT_SHORT, FaultPlan
-from service.replay.hours import NEW_YORK
-from service.replay.market import Market, View
-from service.replay.pages import Page, page_of
-from service.replay.refusals import (
+from service.provider_calls.markets import NEW_YORK
+from service.provider_calls.refusals import (
     NO_KEY,
     NOT_ENTITLED,
     TIMEFRAME,
@@ -28,7 +24,11 @@ from service.replay.refusals import (
     Refusal,
     request_id,
 )
-from service.replay.request import Request, Wanted, asks_for_bars, wanted
+from service.provider_calls.request import Request, Wanted, asks_for_bars, wanted
+from service.replay.config import ReplayConfig, ticker_of
+from service.replay.faults import CUT_SHORT, FaultPlan
+from service.replay.market import Market, View
+from service.replay.pages import Page, page_of
 from service.replay.spoiling import Asked
 from service.replay.status import market_status
 from service.zones import local_date, midnight

@@ -6,7 +6,7 @@ A fault is named by its kind, or by `kind:variant` where a kind has several face
 import random
 from collections.abc import Mapping, Sequence
 
-from service.replay.refusals import TOO_MANY, Answer, Refusal
+from service.provider_calls.refusals import TOO_MANY, Answer, Refusal
 from service.replay.spoiling import SPOILERS, Asked, spoil
 
 _RATE_LIMITED: Mapping[str, Refusal | None] = {

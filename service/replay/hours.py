@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.bars import MINUTE_MS, to_ms
+from service.provider_calls.markets import NEW_YORK
 from service.zones import DAY_MS, EPOCH_DATE, midnight
 
 DAY_MINUTES = 1440
-NEW_YORK = "America/New_York"
 
 
 class Hours(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,11 +72,6 @@ def open_minutes(hours: Hours, day: int) -> NDArray[np.bool_]:
             start, end = ((at - day * DAY_MS) // MINUTE_MS for at in found)
             mask[max(start, 0) : max(end, 0)] = True
     return mask
-
-
-def zone_of(ticker: str) -> str:
-    """The zone that a ticker's dates and days mean: UTC for forex and crypto, New York for everything else."""
-    return "UTC" if ticker.startswith(("C:", "X:")) else NEW_YORK
 
 
 def _local(zone: str, day: date, minute: int) -> int:

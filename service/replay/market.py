@@ -9,9 +9,9 @@ import numpy as np
 
 from service.bars import MINUTE_MS, Bars, join, to_ms
 from service.errors import UsageError
+from service.provider_calls.markets import NEW_YORK
 from service.replay.columns import between, edited, impossible
 from service.replay.config import ReplayConfig, ticker_of
-from service.replay.hours import NEW_YORK
 from service.replay.profiles import profile_of
 from service.replay.recorded import RecordedMarket, read_csv
 from service.replay.rendering import Fragment, FragmentCache, render

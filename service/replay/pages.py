@@ -6,10 +6,11 @@ import msgspec
 import numpy as np
 
 from service.bars import MINUTE_MS, Bars, join
+from service.provider_calls.pages import whole_bars
+from service.provider_calls.request import Wanted
 from service.replay.columns import aggregate
 from service.replay.market import Market, View
 from service.replay.rendering import render
-from service.replay.request import Wanted
 
 
 class Page(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,7 +64,7 @@ def _any(market: Market, wanted: Wanted, view: View) -> Page:
     if not len(bars):
         return Page(texts=[], base=0, count=0, follow=None)
     starts = wanted.span.starts(bars.ts)
-    keep = _whole_bars(starts, wanted.limit, ascending=wanted.sort == "asc")
+    keep = whole_bars(starts, wanted.limit, ascending=wanted.sort == "asc")
     kept, starts = bars.take(np.arange(len(bars))[keep]), starts[keep]
     single = wanted.span.unit == "minute" and wanted.span.multiplier == 1
     result = kept if single else aggregate(kept, starts)
@@ -92,15 +93,3 @@ def _enough(market: Market, wanted: Wanted, view: View) -> Bars:
         if count > wanted.limit and wanted.span.floor(int(oldest.ts[0])) != wanted.span.floor(int(newest.ts[-1])):
             break
     return join(parts if ascending else parts[::-1])
-
-
-def _whole_bars(starts: "np.typing.NDArray[np.int64]", limit: int, *, ascending: bool) -> slice:
-    """Which one-minute bars make up the page: those of whole bars within the limit, at least one whole bar."""
-    total = len(starts)
-    edges = np.append(np.flatnonzero(np.diff(starts)) + 1, total)
-    if ascending:
-        fitting = edges[edges <= limit]
-        return slice(0, int(fitting[-1] if len(fitting) else edges[0]))
-    edges = np.insert(edges[:-1], 0, 0)
-    fitting = edges[edges >= total - limit]
-    return slice(int(fitting[0] if len(fitting) else edges[-1]), total)

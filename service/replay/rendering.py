@@ -1,31 +1,16 @@
 """From columns to the provider's JSON, once for each day: a page is then little more than a join of finished texts."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
-from itertools import repeat
-from typing import Any
+from collections.abc import Callable
 
 import msgspec
 import numpy as np
-from msgspec import UNSET, UnsetType
 from numpy.typing import NDArray
 
 from service.bars import Bars
+from service.provider_calls.bodies import aggs
 
 _CLOSING = ord("}")
-
-
-class _Bar(msgspec.Struct, gc=False):
-    """A bar on the wire. Neither frozen nor keyword-only: a page makes 50,000 of them, by position."""
-
-    v: float | UnsetType
-    vw: float | UnsetType
-    o: float
-    c: float
-    h: float
-    l: float  # noqa: E741  # the provider's name for the low
-    t: int
-    n: int | UnsetType
 
 
 class Fragment(msgspec.Struct, frozen=True, kw_only=True, eq=False):
@@ -68,35 +53,9 @@ def render(bars: Bars) -> Fragment:
     """The text of bars; a value that the source does not have is left out."""
     if not len(bars):
         return Fragment(ts=bars.ts, text=b"")
-    rows = map(
-        _Bar,
-        _numbers(bars.volume),
-        _numbers(bars.vwap, whole=False),
-        bars.open.tolist(),
-        bars.close.tolist(),
-        bars.high.tolist(),
-        bars.low.tolist(),
-        bars.ts.tolist(),
-        _given(bars.trades, bars.trades < 0),
-    )
-    text = bytearray(msgspec.json.encode(list(rows)))
+    text = bytearray(msgspec.json.encode(aggs(bars)))
     text[-1:] = b","
     return Fragment(ts=bars.ts, text=bytes(memoryview(text)[1:]))
-
-
-def _numbers(column: NDArray[np.float64], *, whole: bool = True) -> Iterable[Any]:
-    """A column for `_Bar`: whole numbers as integers if all are (and `whole` allows it), NaN as UNSET."""
-    if whole and (column == np.rint(column)).all():
-        return _given(column.astype(np.int64), np.isnan(column))
-    return _given(column, np.isnan(column))
-
-
-def _given(column: NDArray[Any], absent: NDArray[np.bool_]) -> Iterable[Any]:
-    """The values of a column, UNSET where absent."""
-    if absent.all():
-        return repeat(UNSET)
-    values: list[Any] = column.tolist()
-    return [UNSET if gone else value for gone, value in zip(absent, values, strict=True)] if absent.any() else values
 
 
 def _weight(fragment: Fragment) -> int:

@@ -4,7 +4,8 @@ from datetime import datetime
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from service.replay.hours import NEW_YORK, QUOTES, STOCK, US_INDEX, is_open
+from service.provider_calls.markets import NEW_YORK
+from service.replay.hours import QUOTES, STOCK, US_INDEX, is_open
 
 _US_GROUPS = ("s_and_p", "nasdaq", "dow_jones", "msci", "ftse_russell", "mstar", "mstarc", "cccy", "cgi")
 _NOON = 12

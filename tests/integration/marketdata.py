@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -127,15 +127,22 @@ async def fill(db: Database) -> None:
 @contextmanager
 def filled(server: Any) -> Iterator[Database]:  # noqa: ANN401 - the class is the conftest's own
     """A database of its own on this server, filled; for many tests that only read."""
-    name = sql.Identifier(f"candlewick_{os.getpid()}_filled")
-    server.admin.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(name))
+    with filled_with(server, fill) as db:
+        yield db
+
+
+@contextmanager
+def filled_with(server: Any, what: Callable[[Database], Coroutine[Any, Any, None]]) -> Iterator[Database]:  # noqa: ANN401 - as above
+    """The same, filled otherwise."""
+    name = f"candlewick_{os.getpid()}_filled"
+    server.admin.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name)))
     try:
-        url = server.url(f"candlewick_{os.getpid()}_filled")
+        url = server.url(name)
         migrate(url, server.engine)
-        asyncio.run(fill(checked(url, server.engine)))
+        asyncio.run(what(checked(url, server.engine)))
         yield checked(url, server.engine)
     finally:
-        server.admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
+        server.admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
 async def only_active(conn: AsyncConnection[Any], *symbols: str) -> None:

@@ -28,7 +28,7 @@ from service.entitlements import Entitlement
 from service.ranges import Range
 from service.replay import ReplayConfig, running
 from service.settings import load
-from service.timeframes import Timeframe
+from service.timeframes import EPOCH, Timeframe
 from tests.integration.backfilling import KEY, environment, started
 from tests.integration.marketdata import LATELY, NOW, REJECTED, SETTLED, at, filled, invent, minutes, only_active, put
 from tests.integration.test_api import app_of, block, chosen, problem
@@ -313,7 +313,7 @@ def test_an_instrument_with_bars_is_removed_only_together_with_them(api: TestCli
     pending = "SELECT count(*) FROM market_data.pending_refreshes JOIN market_data.changes ON id = change_id"
     assert rows(db, pending + " WHERE symbol = 'EURUSD'") == [(0,)]
     last = "SELECT symbol, lower(range), upper(range) FROM market_data.changes ORDER BY id DESC LIMIT 1"
-    assert rows(db, last) == [("EURUSD", at("2024-03-03 01:00"), EDGE)]
+    assert rows(db, last) == [("EURUSD", EPOCH, at("9999-01-01"))]
     assert len(api.get("/api/candles/GBPUSD?timeframe=1h&limit=9").json()["candles"]) == 9
     again = api.post(SYMBOLS, json={"ticker": "C:EURUSD"})
     assert (again.status_code, again.json()["first_bar"]) == (201, None)

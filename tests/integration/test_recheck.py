@@ -10,9 +10,9 @@ import pytest
 
 from service.bars import from_ms
 from service.coverage import MINUTE, minute_floor
+from service.provider_calls.refusals import Answer
+from service.provider_calls.request import Request
 from service.ranges import Range, Ranges
-from service.replay.refusals import Answer
-from service.replay.request import Request
 from service.settings import Settings
 from service.sync import Sync
 from tests.integration import backfilling

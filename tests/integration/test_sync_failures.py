@@ -13,10 +13,10 @@ import pytest
 
 from service import heartbeat
 from service.coverage import MINUTE, minute_floor
+from service.provider_calls.refusals import Answer, Refusal
+from service.provider_calls.request import Request
 from service.ranges import Range, Ranges
 from service.replay import ReplayConfig
-from service.replay.refusals import Answer, Refusal
-from service.replay.request import Request
 from service.settings import Settings
 from tests.integration import backfilling
 from tests.integration.backfilling import value

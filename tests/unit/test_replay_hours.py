@@ -3,6 +3,7 @@ from datetime import UTC, date, datetime, timedelta
 import numpy as np
 import pytest
 
+from service.provider_calls.markets import zone_of
 from service.replay.hours import (
     ALWAYS,
     DAX,
@@ -14,7 +15,6 @@ from service.replay.hours import (
     is_open,
     open_minutes,
     session,
-    zone_of,
 )
 from service.replay.status import market_status
 from service.zones import EPOCH_DATE

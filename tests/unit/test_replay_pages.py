@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.provider_calls.request import Request
 from service.replay.app import ReplayApp
 from service.replay.config import ReplayConfig
 from service.replay.market import market_of
-from service.replay.request import Request
 
 _NOW = datetime(2024, 6, 1, tzinfo=UTC)
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from service.errors import UsageError
+from service.provider_calls.request import Request
 from service.replay.app import ReplayApp
 from service.replay.config import ReplayConfig
 from service.replay.market import market_of
 from service.replay.recorded import RecordedMarket, read_csv
-from service.replay.request import Request
 
 _DATA = Path(__file__).parents[3] / "shared" / "data"
 

@@ -43,6 +43,7 @@ def test_nothing_set_means_the_documented_defaults(monkeypatch: pytest.MonkeyPat
     assert settings.data_dir == Path("/var/lib/candlewick")
     assert settings.enable_sync_scheduler is True
     assert (settings.host, settings.port) == ("127.0.0.1", 8001)
+    assert settings.cors_origins is None
     assert settings.retention == {Timeframe.M1: timedelta(days=1825)} | dict.fromkeys(list(Timeframe)[1:])
     assert (settings.settle_minutes, settings.recheck_days, settings.backfill_days) == (15, 30, 30)
     assert settings.lag_alert == timedelta(minutes=30)
@@ -79,6 +80,14 @@ def test_a_folder_may_start_with_the_home_and_becomes_absolute(monkeypatch: pyte
         ("ENABLE_SYNC_SCHEDULER", "Off", "enable_sync_scheduler", False),
         ("ENABLE_SYNC_SCHEDULER", "1", "enable_sync_scheduler", True),
         ("PORT", "0", "port", 0),
+        ("CORS_ORIGINS", "*", "cors_origins", ("*",)),
+        ("CORS_ORIGINS", "https://Charts.example", "cors_origins", ("https://charts.example",)),
+        (
+            "CORS_ORIGINS",
+            "https://charts.example, http://localhost:3000",
+            "cors_origins",
+            ("https://charts.example", "http://localhost:3000"),
+        ),
         ("SETTLE_MINUTES", "0", "settle_minutes", 0),
         ("LAG_ALERT", "2 hours", "lag_alert", timedelta(hours=2)),
         ("LAG_ALERT", "1 Minute", "lag_alert", timedelta(minutes=1)),
@@ -117,6 +126,16 @@ def test_a_good_value_is_taken(name: str, good: str, field: str, value: object) 
         ("ENGINE", "timescaledb"),
         ("ENABLE_SYNC_SCHEDULER", "maybe"),
         ("PORT", "65536"),
+        ("CORS_ORIGINS", "charts.example"),
+        ("CORS_ORIGINS", "https://charts.example/"),
+        ("CORS_ORIGINS", "https://charts.example/page"),
+        ("CORS_ORIGINS", "https://charts.example:70000"),
+        ("CORS_ORIGINS", "https://u:p@charts.example"),
+        ("CORS_ORIGINS", "https://*.example"),
+        ("CORS_ORIGINS", "*,https://charts.example"),
+        ("CORS_ORIGINS", "https://charts.example,"),
+        ("CORS_ORIGINS", "ftp://charts.example"),
+        ("CORS_ORIGINS", "null"),
         ("PORT", "80.0"),
         ("HOST", "my host"),
         ("RETENTION_1M", "5"),

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.bars import to_ms
-from service.replay.request import LAST_MS
+from service.provider_calls.request import LAST_MS
 from service.spans import UNITS, Span, Unit, parse
 from service.timeframes import Timeframe
 from service.zones import local_date, midnight, zone_named

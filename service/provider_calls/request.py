@@ -1,7 +1,5 @@
 """Reading a request as the provider reads it: every parameter checked, the range snapped to whole bars."""
 
-import base64
-import binascii
 import re
 from collections.abc import Mapping
 from datetime import date, timedelta
@@ -10,8 +8,9 @@ from urllib.parse import parse_qsl, quote, urlencode
 
 import msgspec
 
-from service.replay.hours import zone_of
-from service.replay.refusals import BAD_TIME, TO_BEFORE_FROM, Refusal
+from service.provider_calls import cursors
+from service.provider_calls.markets import zone_of
+from service.provider_calls.refusals import BAD_TIME, NO_SUCH_CALL, TO_BEFORE_FROM, Refusal
 from service.spans import UNITS, Span
 from service.zones import EPOCH_DATE, midnight
 
@@ -79,10 +78,9 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     def next_url(self, base: str, follow: int) -> str:
         """The address of the page that begins (descending: ends) at `follow`, Unix ms; it holds no key."""
         since, until = (follow, self.until) if self.sort == "asc" else (self.since, follow - 1)
-        cursor = urlencode({"limit": self.limit, "sort": self.sort, "adjusted": str(self.adjusted).lower()})
+        cursor = cursors.sealed({"limit": self.limit, "sort": self.sort, "adjusted": str(self.adjusted).lower()})
         path = f"{quote(self.ticker, safe=':')}/range/{self.span.multiplier}/{self.span.unit}/{since}/{until}"
-        opaque = base64.urlsafe_b64encode(cursor.encode()).decode().rstrip("=")
-        return f"{base}/v2/aggs/ticker/{path}?cursor={opaque}"
+        return f"{base}/v2/aggs/ticker/{path}?cursor={cursor}"
 
 
 def asks_for_bars(path: str) -> bool:
@@ -94,13 +92,13 @@ def wanted(request: Request) -> Wanted:
     """Check a request for bars; Refusal (400) in the provider's words if it cannot be read."""
     found = _AGGS.fullmatch(request.path)
     if found is None or request.method != "GET":
-        raise Refusal(404, "The requested resource was not found.")
+        raise Refusal(404, NO_SUCH_CALL)
     ticker, multiplier, timespan, since, until = found.groups()
     span = _span(multiplier, timespan, zone_of(ticker))
     start, end = _instant("from", since, span.zone), _instant("to", until, span.zone)
     if end < start:
         raise Refusal(400, TO_BEFORE_FROM)
-    query = _parameters(request.query)
+    query = cursors.opened(request.query["cursor"]) if "cursor" in request.query else request.query
     return Wanted(
         ticker=ticker,
         span=span,
@@ -108,9 +106,9 @@ def wanted(request: Request) -> Wanted:
         end=span.after(end),
         since=since,
         until=until,
-        adjusted=_choice(query, "adjusted", {"true": True, "false": False}, default=True),
-        sort=_choice(query, "sort", {"asc": "asc", "desc": "desc"}, default="asc"),
-        limit=_limit(query.get("limit", "5000")),
+        adjusted=choice(query, "adjusted", {"true": True, "false": False}, default=True),
+        sort=choice(query, "sort", {"asc": "asc", "desc": "desc"}, default="asc"),
+        limit=number(query, "limit", default=5000, most=MOST_BARS),
     )
 
 
@@ -118,7 +116,7 @@ def _span(multiplier: str, timespan: str, zone: str) -> Span:
     if not multiplier.isascii() or not multiplier.isdecimal() or int(multiplier[:30]) < 1:
         raise Refusal(400, "The parameter 'multiplier' must be a positive integer")
     if timespan == "second":
-        raise Refusal(400, "The timespan 'second' is not available: this replay holds one-minute bars")
+        raise Refusal(400, "The timespan 'second' is not available: one-minute bars are the finest here")
     unit = next((one for one in UNITS if one == timespan), None)
     if unit is None:
         raise Refusal(400, f"Could not parse the parameter: 'timespan'. Use one of {', '.join(UNITS)}")
@@ -139,18 +137,8 @@ def _instant(name: str, text: str, zone: str) -> int:
     return midnight(zone, day) if name == "from" else midnight(zone, day + timedelta(days=1)) - 1
 
 
-def _parameters(query: Mapping[str, str]) -> Mapping[str, str]:
-    """The parameters that a cursor stands for, or else those of the query itself."""
-    if "cursor" not in query:
-        return query
-    try:
-        text = base64.b64decode(query["cursor"] + "==", altchars=b"-_").decode()
-        return dict(parse_qsl(text, strict_parsing=True))
-    except (binascii.Error, ValueError):
-        raise Refusal(400, "The parameter 'cursor' is not one of ours") from None
-
-
-def _choice(query: Mapping[str, str], name: str, allowed: Mapping[str, _T], *, default: _T) -> _T:
+def choice(query: Mapping[str, str], name: str, allowed: Mapping[str, _T], *, default: _T) -> _T:
+    """What one of a few words stands for; Refusal (400) for another word."""
     if name not in query:
         return default
     if query[name] not in allowed:
@@ -158,7 +146,9 @@ def _choice(query: Mapping[str, str], name: str, allowed: Mapping[str, _T], *, d
     return allowed[query[name]]
 
 
-def _limit(text: str) -> int:
-    if not re.fullmatch(r"\d{1,9}", text, re.ASCII) or not 1 <= int(text) <= MOST_BARS:
-        raise Refusal(400, f"The parameter 'limit' must be an integer between 1 and {MOST_BARS}")
+def number(query: Mapping[str, str], name: str, *, default: int, most: int) -> int:
+    """A whole number from 1 on; Refusal (400) for anything else."""
+    text = query.get(name, str(default))
+    if not re.fullmatch(r"\d{1,9}", text, re.ASCII) or not 1 <= int(text) <= most:
+        raise Refusal(400, f"The parameter '{name}' must be an integer between 1 and {most}")
     return int(text)

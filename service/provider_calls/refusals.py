@@ -8,6 +8,7 @@ import msgspec
 JSON = b"application/json"
 
 BAD_TIME = "Could not parse the time parameter: '{}'. Use YYYY-MM-DD or Unix MS Timestamps"
+NO_SUCH_CALL = "The requested resource was not found."
 TO_BEFORE_FROM = "The parameter 'to' cannot be a time that occurs before 'from'"
 NO_KEY = "API Key was not provided"
 UNKNOWN_KEY = "Unknown API Key"
