@@ -23,13 +23,13 @@ from service.api.app import SOURCE_HEADER, create_app
 from service.api.asking import MOST
 from service.api.problems import Problem
 from service.api.rows import CandlesAnswer
-from service.query import PAGE
 from service.bars import to_ms
 from service.db.connect import Database
 from service.db.preflight import checked
+from service.query import PAGE
 from service.settings import Settings, load
 from service.timeframes import Timeframe
-from tests.integration.marketdata import CORRECTED, LATELY, NOW, SETTLED, SOURCE, at, filled
+from tests.integration.marketdata import CORRECTED, LATELY, NOW, SOURCE, at, filled
 
 NOON = at("2024-03-05 12:00")
 HOUR = timedelta(hours=1)
@@ -561,11 +561,14 @@ def test_the_document_names_every_call_its_parameters_and_its_refusals(client: T
     assert all(call["summary"] and call["description"] and call["tags"] for call in calls.values())
     candles = calls["get /api/candles/{symbol}"]
     described = {one["name"]: one["description"] for one in candles["parameters"]}
-    assert set(described) == {"symbol", "timeframe", "from", "to", "limit", "order"}
+    asked = {"timeframe", "tz", "from", "to", "limit", "order", "fill", "format", "require_complete"}
+    assert set(described) == {"symbol"} | asked
+    assert {one["name"] for one in calls["get /api/candles"]["parameters"]} == {"symbols"} | asked
     assert all(described.values())
     assert all(one.value in described["timeframe"] for one in Timeframe)
-    assert set(candles["responses"]) == {"200", "400", "404", "503"}
-    for refusal in ("400", "404", "503"):
+    assert set(candles["responses"]) == {"200", "304", "400", "404", "406", "409", "503"}
+    assert len(candles["responses"]["200"]["content"]) == 5
+    for refusal in ("400", "404", "406", "409", "503"):
         schema = candles["responses"][refusal]["content"]["application/json"]["schema"]
         assert schema["$ref"].endswith("Problem")
     schemas = document["components"]["schemas"]
@@ -574,6 +577,6 @@ def test_the_document_names_every_call_its_parameters_and_its_refusals(client: T
         shape["properties"]
     )
     shape = next(schema for name, schema in schemas.items() if name.endswith("Problem"))
-    assert set(shape["properties"]) == {"error", "message", "allowed"}
+    assert set(shape["properties"]) == {"error", "message", "allowed", "missing"}
     assert document["info"]["version"] == __version__
     assert "http" not in str(document.get("servers", ""))

@@ -51,7 +51,7 @@ def test_every_example_of_the_readme_works(database: str, engine: str, capsys: p
     env = os.environ | {"DATABASE_URL": database, "ENGINE": engine, "POLYGON_API_KEY": "key", "PORT": str(port)}
     env |= {"POLYGON_RATE_LIMIT": "unlimited", "ENABLE_SYNC_SCHEDULER": "false"}
     lines = [shlex.split(line)[1:] for line in _block("Command line", "sh").splitlines()]
-    commands = [line for line in lines if line[0] in {"migrate", "backfill", "sync", "status"}]
+    commands = [line for line in lines if line[0] in {"migrate", "backfill", "sync", "export", "status"}]
     assert [line[0] for line in lines if line not in commands] == ["serve", "worker", "replay"]
     with _program(["replay", "--port", "0"], env) as said:
         env["POLYGON_BASE_URL"] = said.split()[-1]
@@ -66,7 +66,9 @@ def test_every_example_of_the_readme_works(database: str, engine: str, capsys: p
         _wait_for(port)
         _http(port)
         _sql(database)
-        exec(_block("Python", "python").replace("8001", str(port)), {})  # noqa: S102 - the README's own words
+        for heading in ("Python", "pandas, Polars, DuckDB", "Speak the provider's own calls"):
+            exec(_block(heading, "python").replace("8001", str(port)), {})  # noqa: S102 - the README's own words
+        _udf(port)
     assert re.search(r"^672 candles, the last closes at [0-9.]+$", capsys.readouterr().out, re.MULTILINE)
 
 
@@ -84,15 +86,26 @@ def _wait_for(port: int) -> None:
 
 def _http(port: int) -> None:
     urls = re.findall(r"'(http://[^']+)'", _block("HTTP", "sh"))
-    assert len(urls) == 4
-    answers = [httpx.get(url.replace("8001", str(port))).raise_for_status().json() for url in urls]
-    assert [len(answer.get("candles", [])) for answer in answers] == [3, 7, 100, 0]
+    found = [httpx.get(url.replace("8001", str(port))).raise_for_status() for url in urls]
+    assert len(found[6].text.splitlines()) == 1 + 61  # two-hour candles of a week of forex
+    answers = [one.json() for one in (*found[:6], found[7])]
+    assert [len(answer.get("candles", [])) for answer in answers] == [3, 7, 100, 0, 3, 0, 0]
+    assert [len(one["candles"]) for one in answers[5]["symbols"]] == [24, 24]
+    assert [one["symbol"] for one in answers[6]["symbols"]] == ["BTCUSD", "EURUSD", "SPX500"]
     shown = json.loads(_block("HTTP", "json"))
     assert list(shown) == list(answers[1])
     assert list(shown["candles"][0]) == list(answers[1]["candles"][0])
     assert (shown["from"], shown["to"], shown["complete"], shown["missing"]) == tuple(
         answers[1][name] for name in ("from", "to", "complete", "missing")
     )
+
+
+def _udf(port: int) -> None:
+    urls = re.findall(r"'(http://[^']+)'", _block("TradingView charts", "sh"))
+    answers = [httpx.get(url.replace("8001", str(port))).raise_for_status().json() for url in urls]
+    assert answers[0]["session"] == "1700-1700"
+    assert [one["symbol"] for one in answers[1]] == ["XAUUSD"]
+    assert [len(one["t"]) for one in answers[2:]] == [5, 24]
 
 
 def _sql(database: str) -> None:
