@@ -39,6 +39,9 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
     """Where the range that was asked for ends within its last candle, if it does: a real-time aggregate is the cheaper
     the earlier a read ends."""
 
+    known: State | None = None
+    """What was known of the symbol when it was read last."""
+
     async def read(
         self, conn: AsyncConnection[Any], low: int, high: int, *, limit: int | None = None, newest: bool = False
     ) -> tuple[State, Bars]:
@@ -47,7 +50,9 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
             high = high if self.end is None else max(low, min(high, self.end))
         else:
             limit = None
-        state, bars = await windows.window(conn, self.symbol, self.span.stored, low, high, limit=limit, newest=newest)
+        state, bars = await windows.window(
+            conn, self.symbol, self.span.stored, low, high, limit=limit, newest=newest, known=self.known
+        )
         return state, bars if self.span.native else aggregate(bars, self.span.starts(bars.ts))
 
     def within(self, state: State) -> tuple[int, int]:
@@ -101,6 +106,7 @@ async def collect(
     longest = max(step, look.step(limit * 1e6, MOST_GROWN_ROWS))
     low, high = _first(look, step, newest=newest, last_bar=last_bar)
     state, bars = await look.read(conn, low, high, limit=limit, newest=newest)
+    look = msgspec.structs.replace(look, known=state)
     parts, count = [bars], len(bars)
     bottom, top = look.within(state)
     while count < limit:

@@ -77,7 +77,7 @@ def about(head: Head) -> About:
         settled_to=None if head.settled_to is None else to_ms(head.settled_to),
         missing=tuple(gaps),
     )
-    return About(source=head.source, symbols=(told,))
+    return About(source=head.state.source, symbols=(told,))
 
 
 def month_of(at: datetime) -> str:

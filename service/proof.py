@@ -13,7 +13,7 @@ from service.coverage import Missing
 from service.ranges import Range, Ranges
 from service.spans import Span
 from service.timeframes import Timeframe
-from service.windows import Revision, State
+from service.windows import State
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,10 +45,8 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     missing: tuple[Missing, ...]
     more: datetime | None
     """Where the next page begins (ascending: its `from`, descending: its `to`); None at the end."""
-    last_bar: datetime | None
-    """Start of the symbol's last bar."""
-    source: str | None
-    revision: Revision
+    state: State
+    """What was known of the symbol."""
     depends: Range | None
     """Nothing of the answer changes before a bar in this range does; None where it may change by itself."""
 
@@ -75,9 +73,7 @@ def head(
         settled_to=None if no_data else min(settled, asked.end),
         missing=tuple(gaps),
         more=more,
-        last_bar=state.ledger.last_bar,
-        source=state.source,
-        revision=state.revision,
+        state=state,
         depends=_depends(state, terms, span, asked, since or asked.start),
     )
 

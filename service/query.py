@@ -85,13 +85,24 @@ class Stream(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     frames: AsyncGenerator[Frame, None]
 
 
-async def page(conn: AsyncConnection[Any], terms: Terms, ask: Ask, *, last_bar: datetime | None = None) -> Page:
+async def page(
+    conn: AsyncConnection[Any],
+    terms: Terms,
+    ask: Ask,
+    *,
+    last_bar: datetime | None = None,
+    known: State | None = None,
+) -> Page:
     """At most `ask.limit` candles. Costs O(limit), however long the history is; one round trip where bars are dense.
 
-    last_bar: about where the symbol's bars end, if known: it saves a round trip for the latest candles.
+    last_bar: about where the bars end, if known: it saves a round trip for the latest candles. So does `known`,
+    the state of the symbol that was read last, and it makes the read cheaper where that is its state still.
     Raises UnknownSymbol with the nearest names.
     """
-    look, limit, newest = _look(ask, terms), ask.limit or PAGE, ask.order == "desc" or ask.start is None
+    look, limit = _look(ask, terms, known), ask.limit or PAGE
+    newest = ask.order == "desc" or ask.start is None
+    if last_bar is None and known is not None:
+        last_bar = known.ledger.last_bar
     if ask.fill != "none":
         return await _filled_page(conn, terms, ask, look, limit=limit, newest=newest)
     guess = None if last_bar is None else to_ms(last_bar)
@@ -125,7 +136,7 @@ async def stream(conn: AsyncConnection[Any], connect: Connect, terms: Terms, ask
         low, high = max(low, bottom), min(high, top)
     asked = Range(from_ms(low) if ask.start is None else ask.start, ask.end or terms.now)
     head = proof.head(state, terms, ask.span, asked, more=more, since=_since(ask, carried))
-    bounds = msgspec.structs.replace(look, low=low, high=high)
+    bounds = msgspec.structs.replace(look, low=low, high=high, known=state)
     return Stream(head=head, frames=_frames(connect, terms, ask, bounds, carried))
 
 
@@ -137,13 +148,15 @@ class _Carried(msgspec.Struct, frozen=True, kw_only=True):
     """None where something is missing between the two."""
 
 
-def _look(ask: Ask, terms: Terms) -> Look:
+def _look(ask: Ask, terms: Terms, known: State | None = None) -> Look:
     low = None if ask.start is None else ask.span.ceil(to_ms(ask.start))
     end = to_ms(terms.now if ask.end is None else ask.end)
     if ask.fill != "none":
         end = min(end, to_ms(terms.now))  # what is still to come is no gap
     high = ask.span.ceil(end)
-    return Look(symbol=ask.symbol, span=ask.span, low=None if low is None else min(low, high), high=high, end=end)
+    if low is not None:
+        low = min(low, high)
+    return Look(symbol=ask.symbol, span=ask.span, low=low, high=high, end=end, known=known)
 
 
 def _frame(candles: Bars, state: State, terms: Terms, ask: Ask) -> Frame:
@@ -244,6 +257,7 @@ async def _frames(
             state, found = await asyncio.shield(task)
             if ask.fill == "none" and len(found) == MOST_AT_ONCE:
                 end = ask.span.after(int(found.ts[-1]))  # there may be more in this window
+            look = msgspec.structs.replace(look, known=state)
             step = min(2 * step, longest) if ask.fill == "none" and len(found) < half else base
             pending = begin(end) if end < look.high else None
             if ask.fill == "none":

@@ -62,11 +62,17 @@ class Span(msgspec.Struct, frozen=True, kw_only=True):
 
     def floor(self, ms: int) -> int:
         """Start of the candle that holds an instant."""
-        return int(_grid(self).starts(np.array([ms], np.int64))[0])
+        grid = _grid(self)
+        if isinstance(grid, Even):
+            return ms - (ms - grid.phase) % grid.length
+        return int(grid.starts(np.array([ms], np.int64))[0])
 
     def after(self, ms: int) -> int:
         """End (exclusive) of the candle that holds an instant."""
-        return int(_grid(self).ends(np.array([ms], np.int64))[0])
+        grid = _grid(self)
+        if isinstance(grid, Even):
+            return ms - (ms - grid.phase) % grid.length + grid.length
+        return int(grid.ends(np.array([ms], np.int64))[0])
 
     def ceil(self, ms: int) -> int:
         """The instant itself if a candle starts there, else the start of the next one."""

@@ -62,7 +62,7 @@ async def get_aggs(
         found = await tickers.find(conn, asked.ticker)
         if found is None:
             return await sent(request, _nothing(asked), headers_of(complete=False))
-        last_bar = serving.last_bars.get(found.symbol)
+        last_bar = serving.last_bar(found.symbol)
         known = None if last_bar is None else to_ms(last_bar)
         page = await base_pages.page(conn, serving.terms(), found.symbol, asked, last_bar=known)
         variant = f"aggs-{coding_of(request)}"

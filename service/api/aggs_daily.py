@@ -42,7 +42,7 @@ async def get_previous_close(request: Request[Any, Any, Any], ticker: Ticker) ->
     async with serving.db.connection() as conn, query.snapshot(conn):
         found = await tickers.find(conn, ticker)
         if found is not None:
-            last_bar = serving.last_bars.get(found.symbol)
+            last_bar = serving.last_bar(found.symbol)
             known = None if last_bar is None else to_ms(last_bar)
             head, bars = await daily.previous(conn, serving.terms(), found.symbol, zone, last_bar=known)
             serving.note([head])

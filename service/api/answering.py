@@ -65,7 +65,7 @@ async def _read(conn: AsyncConnection[Any], serving: Serving, asked: Asked, term
 async def _reading(conn: AsyncConnection[Any], serving: Serving, terms: Terms, asked: Asked, symbol: str) -> Reading:
     if asked.streamed:
         return await query.stream(conn, serving.bulk, terms, asked.of(symbol))
-    return await query.page(conn, terms, asked.of(symbol), last_bar=serving.last_bars.get(symbol))
+    return await query.page(conn, terms, asked.of(symbol), known=serving.known.get(symbol))
 
 
 def _refuse_incomplete(asked: Asked, heads: Sequence[Head]) -> None:

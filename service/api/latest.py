@@ -65,10 +65,9 @@ async def get_latest_of_symbol(
     parameters.check(request.query_params.dict(), ("timeframe", "tz"))
     serving: Serving = request.app.state.serving
     name, span, terms = parameters.symbol(symbol), parameters.span(timeframe, tz), serving.terms()
-    guess = serving.last_bars.get(name)
     async with serving.db.connection() as conn, query.snapshot(conn):
         bars, candles = [
-            await query.page(conn, terms, Ask(symbol=name, span=one, limit=1), last_bar=guess)
+            await query.page(conn, terms, Ask(symbol=name, span=one, limit=1), known=serving.known.get(name))
             for one in (parse("1m"), span)
         ]
     serving.note([bars.head])

@@ -1,6 +1,5 @@
 """Candles as JSON: an object for each candle, or an array for each column; and what an answer says of itself."""
 
-from itertools import repeat
 from typing import Any
 
 import msgspec
@@ -14,8 +13,8 @@ from service.proof import Head
 from service.query import Frame
 
 
-class Candle(msgspec.Struct, frozen=True, gc=False):
-    """One candle; prices unadjusted, in the instrument's quote unit."""
+class Candle(msgspec.Struct, gc=False):
+    """One candle; prices unadjusted, in the instrument's quote unit. Not frozen: that makes thousands dearer."""
 
     t: int
     """Start, Unix ms UTC."""
@@ -96,15 +95,15 @@ def missing(head: Head, *, named: bool = False) -> list[MissingRange]:
 def candles(frame: Frame) -> list[Candle]:
     """A frame's candles."""
     bars = frame.candles
-    final: Any = repeat(UNSET)
-    if frame.changing.any():
-        final = [False if changing else UNSET for changing in frame.changing.tolist()]
-    filled: Any = repeat(UNSET)
-    if frame.filled is not None and frame.filled.any():
-        filled = [True if put else UNSET for put in frame.filled.tolist()]
-    # NaN is written as null.
-    values = [column.tolist() for column in (bars.ts, bars.open, bars.high, bars.low, bars.close, bars.volume)]
-    return list(map(Candle, *values, bars.vwap.tolist(), _counts(bars.trades), final, filled))
+    prices = (bars.open, bars.high, bars.low, bars.close, bars.volume, bars.vwap)  # NaN is written as null
+    values = [bars.ts.tolist(), *(column.tolist() for column in prices), _counts(bars.trades)]
+    changing, filled = frame.changing.any(), frame.filled is not None and frame.filled.any()
+    if not changing and not filled:
+        return list(map(Candle, *values))
+    final: Any = [False if one else UNSET for one in frame.changing.tolist()]
+    if frame.filled is None or not filled:
+        return list(map(Candle, *values, final))
+    return list(map(Candle, *values, final, [True if one else UNSET for one in frame.filled.tolist()]))
 
 
 def columns(frame: Frame) -> dict[str, list[Any]]:

@@ -11,6 +11,7 @@ from psycopg import AsyncConnection
 from service.db.connect import Database
 from service.proof import Head, Terms
 from service.settings import Settings
+from service.windows import State
 
 BULK_READS = 2
 """Windows of streamed answers that are read from the database at once; other reads never wait for them."""
@@ -25,8 +26,8 @@ class Serving:
         self.clock = clock
         self.source: str | None = None
         """As recorded in the database: polygon, replay:synthetic, replay:csv; None before the first bar."""
-        self.last_bars: dict[str, datetime] = {}
-        """Where each symbol's bars ended when they were last read: where to look first for the latest ones."""
+        self.known: dict[str, State] = {}
+        """What was known of each symbol when it was read last."""
         self._bulk = asyncio.Semaphore(BULK_READS)
 
     def terms(self) -> Terms:
@@ -41,9 +42,13 @@ class Serving:
     def note(self, heads: Iterable[Head]) -> None:
         """Remember what was read of symbols, for the next time."""
         for head in heads:
-            self.source = head.source
-            if head.last_bar is not None:
-                self.last_bars[head.symbol] = head.last_bar
+            self.source = head.state.source or self.source
+            self.known[head.symbol] = head.state
+
+    def last_bar(self, symbol: str) -> datetime | None:
+        """Where the symbol's bars ended then, to look there first for the latest ones."""
+        known = self.known.get(symbol)
+        return None if known is None else known.ledger.last_bar
 
     @asynccontextmanager
     async def bulk(self) -> AsyncIterator[AsyncConnection[Any]]:

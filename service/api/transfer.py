@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 import psycopg
@@ -11,6 +12,8 @@ from litestar.types import Receive, Send
 
 from service.errors import CandlewickError
 
+SLICE = 128 * 1024
+"""Bytes that are given to the server at once: it copies them, and holds the copy until a slow client has taken it."""
 log = logging.getLogger(__name__)
 
 
@@ -18,7 +21,7 @@ class Streamed(Stream):
     """An answer that is sent piece by piece. named: what it is, as the log says."""
 
     def __init__(self, parts: AsyncGenerator[bytes, None], named: str, **options: Any) -> None:  # noqa: ANN401
-        super().__init__(parts, **options)
+        super().__init__(_sliced(parts), **options)
         self._named = named
 
     def to_asgi_response(self, *_: Any, **given: Any) -> "Transfer":  # noqa: ANN401 - the framework's own
@@ -50,3 +53,13 @@ class Transfer(ASGIStreamingResponse):
             log.error("%s were broken off: %s", self._named, why)  # noqa: TRY400 - nothing of it is ours
         except* Exception:
             log.exception("%s were broken off by a fault of ours", self._named)
+
+
+async def _sliced(parts: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    async with aclosing(parts):
+        async for part in parts:
+            if len(part) <= SLICE:
+                yield part
+                continue
+            for place in range(0, len(part), SLICE):
+                yield part[place : place + SLICE]

@@ -86,7 +86,7 @@ def _depends(reading: _Reading, wanted: Wanted) -> Range | None:
     if older is None or page is None:
         return page
     before = older.head.depends
-    if not len(older.frame) or before is None or older.head.revision != reading.page.head.revision:
+    if not len(older.frame) or before is None or older.head.state.revision != reading.page.head.state.revision:
         return None
     return Range(before.start, page.end)
 

@@ -28,7 +28,7 @@ def dependencies(heads: Sequence[Head]) -> Mapping[str, Range] | None:
 
 def entity_tag(heads: Sequence[Head], variant: str) -> str:
     """The tag of an answer made of heads that were read in one snapshot; variant: its form and coding."""
-    last = max((head.revision for head in heads), key=lambda one: one.change)
+    last = max((head.state.revision for head in heads), key=lambda one: one.change)
     changed = 0 if last.changed_at is None else _microseconds(last.changed_at)
     return f'"{_microseconds(last.installed_at):x}.{last.change:x}.{changed:x}.{FORM}{variant}"'
 

@@ -136,7 +136,7 @@ class TableWriter:
     def __init__(self, asked: Asked, heads: Sequence[Head]) -> None:
         symbols = [head.symbol for head in heads]
         about: dict[str, Any] = {
-            "source": heads[0].source,
+            "source": heads[0].state.source,
             "symbols": msgspec.to_builtins([Proof(**rows.proof(head)) for head in heads]),
         }
         self._table = _TABLES[asked.form](symbols, schema(symbols, about, filled=asked.fill != "none"))

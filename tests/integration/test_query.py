@@ -243,7 +243,7 @@ async def test_a_covered_range_is_complete(readable: Database, conn: AsyncConnec
         assert found.head.missing == ()
         assert not_final(found) == []
         assert found.head.settled_to == at("2024-03-05")
-        assert found.head.source == SOURCE
+        assert found.head.state.source == SOURCE
     night = await ask(conn, readable, "SPX500", start=at("2024-03-04 02:00"), end=at("2024-03-04 03:00"))
     assert night.head.complete
     assert candles_of(night) == []
