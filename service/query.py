@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from psycopg import AsyncConnection, pq
 
-from service import proof
+from service import proof, windows
 from service.aggregate import Fill, fill
 from service.bars import Bars, from_ms, to_ms
 from service.look import MOST_GROWN_ROWS, Look, Moved, collect
 from service.proof import Head, Terms
 from service.ranges import Range
+from service.recent import Read, Recent
 from service.spans import Span
 from service.timeframes import EPOCH
 from service.windows import State
@@ -92,30 +93,56 @@ async def page(
     *,
     last_bar: datetime | None = None,
     known: State | None = None,
+    recent: Recent | None = None,
 ) -> Page:
     """At most `ask.limit` candles. Costs O(limit), however long the history is; one round trip where bars are dense.
 
-    last_bar: about where the bars end, if known: it saves a round trip for the latest candles. So does `known`,
-    the state of the symbol that was read last, and it makes the read cheaper where that is its state still.
+    last_bar: about where the bars end, if known: it saves a round trip for the latest candles. So does `known`, the
+    state of the symbol that was read last, and it makes the read cheaper where that is its state still. recent: where
+    the latest candles are kept for as long as that state lasts.
     Raises UnknownSymbol with the nearest names.
     """
     look, limit = _look(ask, terms, known), ask.limit or PAGE
     newest = ask.order == "desc" or ask.start is None
-    if last_bar is None and known is not None:
-        last_bar = known.ledger.last_bar
     if ask.fill != "none":
         return await _filled_page(conn, terms, ask, look, limit=limit, newest=newest)
-    guess = None if last_bar is None else to_ms(last_bar)
-    try:
-        state, found = await collect(conn, look, limit + 1, newest=newest, last_bar=guess)
-    except Moved:
-        async with snapshot(conn):
-            state, found = await collect(conn, look, limit + 1, newest=newest, last_bar=guess)
+    if recent is not None and ask.start is None and ask.end is None:
+        state, found = await _latest(conn, terms, look, limit, last_bar=last_bar, recent=recent)
+    else:
+        state, found = await _collected(conn, look, limit, newest=newest, last_bar=last_bar)
     kept = found.take(slice(-limit, None) if newest else slice(limit))
     more = None
     if len(found) > limit and (ask.start is not None or ask.order == "desc"):
         more = from_ms(int(kept.ts[0]) if newest else ask.span.after(int(kept.ts[-1])))
     return _paged(state, terms, ask, _frame(kept, state, terms, ask), more=more)
+
+
+async def _latest(
+    conn: AsyncConnection[Any], terms: Terms, look: Look, limit: int, *, last_bar: datetime | None, recent: Recent
+) -> tuple[State, Bars]:
+    """The latest candles: those read last, if nothing of the symbol has changed since."""
+    read = recent.get(look.symbol, look.span, limit)
+    if read is not None and read.stands(terms.now, terms.floors[look.span.stored]):
+        if read.state.version == await windows.version(conn, look.symbol):
+            return read.state, read.candles
+        look = msgspec.structs.replace(look, known=None)
+    state, found = await _collected(conn, look, limit, newest=True, last_bar=last_bar)
+    recent.put(look.symbol, look.span, limit, Read(state=state, candles=found, at=terms.now))
+    return state, found
+
+
+async def _collected(
+    conn: AsyncConnection[Any], look: Look, limit: int, *, newest: bool, last_bar: datetime | None
+) -> tuple[State, Bars]:
+    """The candles of a page and one more, if there is one, all of one moment."""
+    if last_bar is None and look.known is not None:
+        last_bar = look.known.ledger.last_bar
+    guess = None if last_bar is None else to_ms(last_bar)
+    try:
+        return await collect(conn, look, limit + 1, newest=newest, last_bar=guess)
+    except Moved:
+        async with snapshot(conn):
+            return await collect(conn, look, limit + 1, newest=newest, last_bar=guess)
 
 
 async def stream(conn: AsyncConnection[Any], connect: Connect, terms: Terms, ask: Ask) -> Stream:

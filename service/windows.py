@@ -83,6 +83,11 @@ async def window(
     return known or _state(row[:-8]), bars.take(slice(None, None, -1)) if newest else bars
 
 
+async def version(conn: AsyncConnection[Any], symbol: str) -> tuple[int, ...] | None:
+    """Of the symbol's state as it is now; None: there is no such symbol."""
+    return await (await conn.execute(_VERSION, {"symbol": symbol}, binary=True, prepare=True)).fetchone()
+
+
 async def starts(
     conn: AsyncConnection[Any], symbol: str, stored: Timeframe, low: int, high: int, *, limit: int, newest: bool = False
 ) -> NDArray[np.int64]:

@@ -65,7 +65,8 @@ async def _read(conn: AsyncConnection[Any], serving: Serving, asked: Asked, term
 async def _reading(conn: AsyncConnection[Any], serving: Serving, terms: Terms, asked: Asked, symbol: str) -> Reading:
     if asked.streamed:
         return await query.stream(conn, serving.bulk, terms, asked.of(symbol))
-    return await query.page(conn, terms, asked.of(symbol), known=serving.known.get(symbol))
+    known = serving.known.get(symbol)
+    return await query.page(conn, terms, asked.of(symbol), known=known, recent=serving.recent)
 
 
 def _refuse_incomplete(asked: Asked, heads: Sequence[Head]) -> None:

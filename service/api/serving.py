@@ -10,6 +10,7 @@ from psycopg import AsyncConnection
 
 from service.db.connect import Database
 from service.proof import Head, Terms
+from service.recent import Recent
 from service.settings import Settings
 from service.windows import State
 
@@ -28,6 +29,7 @@ class Serving:
         """As recorded in the database: polygon, replay:synthetic, replay:csv; None before the first bar."""
         self.known: dict[str, State] = {}
         """What was known of each symbol when it was read last."""
+        self.recent = Recent() if settings.cache_mb else None
         self._bulk = asyncio.Semaphore(BULK_READS)
 
     def terms(self) -> Terms:

@@ -93,10 +93,10 @@ def whole(form: str, count: int = MILLION) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["arrow", "csv", "json"])
-@pytest.mark.parametrize("memory", ["server", "remembering"])
-def test_memory_does_not_grow_with_an_answer(request: pytest.FixtureRequest, memory: str, form: str) -> None:
+@pytest.mark.parametrize("memory", [False, True], ids=["without a memory", "with a memory"])
+def test_memory_does_not_grow_with_an_answer(server: Process, remembering: Process, form: str, *, memory: bool) -> None:
     """A million candles need what a quarter of a million need: a small part of the answer's own size."""
-    server: Process = request.getfixturevalue(memory)
+    server = remembering if memory else server
     growth = []
     for count in (MILLION // 4, MILLION):
         with Peak(server) as peak, closing(connected(server.port)) as one:

@@ -184,6 +184,20 @@ def test_a_large_answer_is_kept_when_it_is_asked_for_again(kept: TestClient[Any]
     assert int(third.headers["content-length"]) == len(first.content)
 
 
+def test_the_latest_candles_are_read_again_only_when_something_has_changed(
+    sides: Sides, kept: TestClient[Any], reads: list[str]
+) -> None:
+    """A new bar, a correction, or a look of the worker at the symbol."""
+    path = "/api/candles/EURUSD?timeframe=5m&limit=20"
+    first = kept.get(path).json()
+    count = len(reads)
+    assert kept.get(path).json() == first
+    assert len(reads) == count
+    start = at("2024-03-05 12:00")
+    sides.write("EURUSD", start, start + 3 * MINUTE, 78)
+    assert kept.get(path).json()["candles"] != first["candles"]
+
+
 def test_what_retention_has_taken_is_not_answered_from_memory(sides: Sides) -> None:
     """The floor rises while an answer is kept."""
     base = {"DATABASE_URL": sides.db.url, "ENGINE": sides.db.engine.name, "RETENTION_1M": "3 days"}
@@ -221,7 +235,7 @@ def test_without_its_database_the_memory_answers_nothing(sides: Sides) -> None:
                 other.execute(limit.format(psycopg.sql.Identifier(name), psycopg.sql.SQL("true")))
 
 
-PATHS = st.builds(
+RANGES = st.builds(
     "/api/candles/{}?timeframe={}&from=2024-03-0{}&to=2024-03-0{}{}".format,
     st.sampled_from(["EURUSD", "XAUUSD"]),
     st.sampled_from(["1m", "5m", "1h", "2h", "1d"]),
@@ -231,8 +245,16 @@ PATHS = st.builds(
         ["", "&format=columns", "&limit=50&order=desc", "&fill=flat", "&tz=America/New_York", "&format=csv"]
     ),
 )
+LATEST = st.builds(
+    "/api/candles/{}?timeframe={}&limit={}{}".format,
+    st.sampled_from(["EURUSD", "XAUUSD"]),
+    st.sampled_from(["1m", "5m", "1h", "2h", "1d"]),
+    st.sampled_from([3, 500]),
+    st.sampled_from(["", "&order=desc", "&tz=America/New_York", "&format=csv"]),
+)
+PATHS = RANGES | LATEST
 WRITES = st.tuples(
-    st.sampled_from(["EURUSD", "XAUUSD"]), st.integers(1, 4), st.integers(0, 1439), st.integers(1, 90), st.booleans()
+    st.sampled_from(["EURUSD", "XAUUSD"]), st.integers(1, 5), st.integers(0, 700), st.integers(1, 90), st.booleans()
 )
 
 
