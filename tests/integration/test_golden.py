@@ -42,8 +42,8 @@ def _announcing(*words: str, env: dict[str, str]) -> Iterator[str]:
         process.communicate(timeout=20)
 
 
-def _candles(url: str, symbol: str, timeframe: str) -> dict[str, Any]:
-    query = {"timeframe": timeframe, "from": "2011-01-01", "to": "2019-01-01", "limit": "50000"}
+def _candles(url: str, symbol: str, timeframe: str, tz: str = "UTC") -> dict[str, Any]:
+    query = {"timeframe": timeframe, "tz": tz, "from": "2011-01-01", "to": "2019-01-01", "limit": "50000"}
     answer = httpx.get(f"{url}/api/candles/{symbol}", params=query, timeout=30)
     assert answer.headers["X-Data-Source"].startswith("replay (replay:csv)")
     found: dict[str, Any] = json.loads(answer.text, parse_float=Decimal, parse_int=Decimal)
@@ -65,6 +65,7 @@ def test_published_minutes_become_the_published_candles(database: str, engine: s
 
     with _announcing("serve", env=env) as service:
         hours, days = _candles(service, "EURUSD", "1h"), _candles(service, "BTCUSD", "1d")
+        zoned = _candles(service, "EURUSD", "1d", "Etc/GMT+5")
     published = _published(data / "eurusd_fxcm_bid_1h.csv.gz")
     assert [{name: candle[name] for name in "tohlc"} for candle in hours["candles"]] == published
     assert (len(published), hours["complete"], hours["missing"]) == (364, True, [])
@@ -80,5 +81,6 @@ def test_published_minutes_become_the_published_candles(database: str, engine: s
     with psycopg.connect(database) as conn:
         rows = conn.execute(_DAY_AT_UTC_5).fetchall()
     published = _published(data / "eurusd_fxcm_bid_1d_utc-5.csv.gz")
+    assert [{name: candle[name] for name in "tohlc"} for candle in zoned["candles"]] == published
     assert [tuple(float(bar[name]) for name in "tohlc") for bar in published] == rows
     assert len(rows) == 17
