@@ -17,9 +17,9 @@ import numpy as np
 from service import ledger, query
 from service.coverage import MINUTE, Missing
 from service.db.connect import Database
+from service.frames import Ask, Frame
 from service.month_files import MonthFiles, about, claimed, month_of, range_of, refuse_mixture
 from service.proof import Head, Terms
-from service.query import Ask, Frame
 from service.ranges import Range, Ranges
 from service.spans import Span
 from service.tables import ParquetFile, schema

@@ -14,10 +14,11 @@ from psycopg import AsyncConnection, sql
 
 from service.bars import MINUTE_MS, Bars, from_ms, join, to_ms
 from service.coverage import EMPTY_TAIL_SETTLES, minute_floor
+from service.frames import Frame
 from service.instruments import AssetType
 from service.market_hours import last_open, market_of
 from service.proof import Terms
-from service.query import Frame, snapshot
+from service.query import snapshot
 from service.timeframes import Timeframe
 from service.windows import COLUMNS_PACKED, decoded
 

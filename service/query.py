@@ -8,82 +8,27 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 from psycopg import AsyncConnection, pq
 
-from service import proof, windows
-from service.aggregate import Fill, fill
+from service import filling, proof, windows
 from service.bars import Bars, from_ms, to_ms
+from service.filling import Carried, carried_before, filled_frame
+from service.frames import PAGE, Ask, Frame, Page, Stream
 from service.look import MOST_GROWN_ROWS, Look, Moved, collect
-from service.proof import Head, Terms
+from service.proof import Terms
 from service.ranges import Range
 from service.recent import Read, Recent
-from service.spans import Span
 from service.timeframes import EPOCH
 from service.windows import State
 
-Order = Literal["asc", "desc"]
 Connect = Callable[[], AbstractAsyncContextManager[AsyncConnection[Any]]]
-PAGE = 50_000
-"""Up to so many candles make a page; more are streamed."""
 STREAM_ROWS = 20_160
 """Stored rows that a window of a stream spans (unless one candle spans more); more after a gap, where bars were few."""
 MOST_AT_ONCE = 2 * STREAM_ROWS
 """Stored candles that are read of such a longer window at once."""
-
-
-class Ask(msgspec.Struct, frozen=True, kw_only=True):
-    """What is asked for: candles whose start lies in `[start, end)`."""
-
-    symbol: str
-    span: Span
-    start: datetime | None = None
-    """None: the latest `limit` candles before `end`."""
-    end: datetime | None = None
-    """None: now."""
-    limit: int | None = None
-    """A page has one, of at most PAGE. A stream takes as many lengths of time; None: the whole range."""
-    order: Order = "asc"
-    """A stream ascends."""
-    fill: Fill = "none"
-    """Where it is not none, a limit counts lengths of time, with a candle or without."""
-
-
-class Frame(msgspec.Struct, frozen=True, kw_only=True, eq=False):
-    """Candles as columns, in the order asked for. All arrays have the shape (n,)."""
-
-    candles: Bars
-    """`ts` is a candle's start. What is absent is NaN, in `trades` -1; so are the prices of a gap filled with null."""
-    changing: NDArray[np.bool_]
-    """Whether a candle may still change: not over, not settled, not wholly covered, or stale."""
-    filled: NDArray[np.bool_] | None = None
-    """Whether a candle was put where there is none; None unless that was asked for."""
-
-    def __len__(self) -> int:
-        return len(self.candles)
-
-    def part(self, which: slice) -> "Frame":
-        """Some of the candles."""
-        filled = None if self.filled is None else self.filled[which]
-        return Frame(candles=self.candles.take(which), changing=self.changing[which], filled=filled)
-
-
-class Page(msgspec.Struct, frozen=True, kw_only=True, eq=False):
-    """A whole answer."""
-
-    head: Head
-    frame: Frame
-
-
-class Stream(msgspec.Struct, frozen=True, kw_only=True, eq=False):
-    """An answer whose candles follow, window by window; to be closed (`aclosing`) unless read to its end."""
-
-    head: Head
-    frames: AsyncGenerator[Frame, None]
 
 
 async def page(
@@ -155,24 +100,16 @@ async def stream(conn: AsyncConnection[Any], connect: Connect, terms: Terms, ask
     low, high = look.low or 0, look.high
     async with snapshot(conn):
         state, _ = await look.read(conn, high, high)
-        carried = await _carried(conn, state, terms, ask, low)
+        carried = await carried_before(conn, state, terms, ask, low)
     if ask.limit is not None and (end := look.forward(low, ask.limit)) < high:
         high, more = end, from_ms(end)
     if ask.fill == "none":
         bottom, top = look.within(state)
         low, high = max(low, bottom), min(high, top)
     asked = Range(from_ms(low) if ask.start is None else ask.start, ask.end or terms.now)
-    head = proof.head(state, terms, ask.span, asked, more=more, since=_since(ask, carried))
+    head = proof.head(state, terms, ask.span, asked, more=more, since=filling.since(ask, carried))
     bounds = msgspec.structs.replace(look, low=low, high=high, known=state)
     return Stream(head=head, frames=_frames(connect, terms, ask, bounds, carried))
-
-
-class _Carried(msgspec.Struct, frozen=True, kw_only=True):
-    """The last candle before a range."""
-
-    t: int
-    close: float | None
-    """None where something is missing between the two."""
 
 
 def _look(ask: Ask, terms: Terms, known: State | None = None) -> Look:
@@ -191,10 +128,10 @@ def _frame(candles: Bars, state: State, terms: Terms, ask: Ask) -> Frame:
 
 
 def _paged(
-    state: State, terms: Terms, ask: Ask, frame: Frame, *, more: datetime | None, carried: _Carried | None = None
+    state: State, terms: Terms, ask: Ask, frame: Frame, *, more: datetime | None, carried: Carried | None = None
 ) -> Page:
     """The page of an ascending frame."""
-    end, start, since = ask.end or terms.now, ask.start, _since(ask, carried)
+    end, start, since = ask.end or terms.now, ask.start, filling.since(ask, carried)
     if start is None:
         starts, limit = frame.candles.ts, ask.limit or PAGE
         start = from_ms(int(starts[0])) if len(starts) else end - min(limit * ask.span.nominal, end - EPOCH)
@@ -216,53 +153,17 @@ async def _filled_page(
             low, more = start, from_ms(start)
         elif not newest and (end := look.forward(low, limit)) < high:
             high, more = end, from_ms(end)
-        carried = await _carried(conn, state, terms, ask, low)
+        carried = await carried_before(conn, state, terms, ask, low)
         inner = msgspec.structs.replace(look, low=low, high=high)
         found = (await collect(conn, inner, limit + 1, newest=False))[1]
-    frame, _ = _filled(found, state, terms, ask, within=(low, high), carried=carried)
+    frame, _ = filled_frame(found, state, terms, ask, within=(low, high), carried=carried)
     if ask.start is None and ask.order == "asc":
         more = None  # the latest ones have no page after them
     return _paged(state, terms, ask, frame, more=more, carried=carried)
 
 
-def _filled(
-    found: Bars, state: State, terms: Terms, ask: Ask, *, within: tuple[int, int], carried: _Carried | None
-) -> tuple[Frame, _Carried | None]:
-    """The frame of all candle starts in a range, and what is carried on behind it."""
-    grid = ask.span.edges(*within)
-    doubtful = proof.changing(state, terms, ask.span, grid)
-    candles, put = fill(found, grid, ask.fill, doubtful, carried.close if carried else None)
-    frame = Frame(candles=candles, changing=doubtful[np.searchsorted(grid, candles.ts)], filled=put)
-    if len(found):
-        carried = _Carried(t=int(found.ts[-1]), close=float(found.close[-1]))
-    if carried is not None and doubtful[np.searchsorted(grid, carried.t) :].any():
-        carried = _Carried(t=carried.t, close=None)
-    return frame, carried
-
-
-async def _carried(conn: AsyncConnection[Any], state: State, terms: Terms, ask: Ask, low: int) -> _Carried | None:
-    """The last candle before `low`, Unix ms, where its close is asked for."""
-    if ask.fill != "flat":
-        return None
-    before = Look(symbol=ask.symbol, span=ask.span, low=None, high=low, end=low)
-    last_bar = None if state.ledger.last_bar is None else to_ms(state.ledger.last_bar)
-    _, found = await collect(conn, before, 1, newest=True, last_bar=last_bar)
-    if not len(found):
-        return None
-    start = int(found.ts[-1])
-    known = not proof.doubtful(state, terms, ask.span, Range(from_ms(start), from_ms(low)))
-    return _Carried(t=start, close=float(found.close[-1]) if known else None)
-
-
-def _since(ask: Ask, carried: _Carried | None) -> datetime | None:
-    """How far before its range an answer depends on bars; all of the past where no price was found to carry on."""
-    if ask.fill != "flat":
-        return None
-    return from_ms(carried.t if carried else 0)
-
-
 async def _frames(
-    connect: Connect, terms: Terms, ask: Ask, look: Look, carried: _Carried | None
+    connect: Connect, terms: Terms, ask: Ask, look: Look, carried: Carried | None
 ) -> AsyncGenerator[Frame, None]:
     """Window by window; the next one is read while the reader is busy with the one before."""
     base = step = look.step(STREAM_ROWS, STREAM_ROWS)
@@ -290,7 +191,7 @@ async def _frames(
             if ask.fill == "none":
                 frame = _frame(found, state, terms, ask)
             else:
-                frame, carried = _filled(found, state, terms, ask, within=(start, end), carried=carried)
+                frame, carried = filled_frame(found, state, terms, ask, within=(start, end), carried=carried)
             if len(frame):
                 yield frame
     finally:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import csv, parquet
 
-from service.query import Frame
+from service.frames import Frame
 
 TIME = pa.timestamp("ms", tz="UTC")
 PRICES = ("open", "high", "low", "close", "volume", "vwap")

@@ -35,6 +35,7 @@ from service.db import binary_copy, embedded
 from service.db.migrate import migrate
 from service.db.preflight import checked
 from service.demo import replay_process
+from service.frames import Ask
 from service.plan import Plan
 from service.proof import Terms
 from service.ranges import Range
@@ -216,7 +217,7 @@ async def _read(url: str, engine: str) -> None:
                 began = time.perf_counter()
                 now = utc_now()
                 terms = Terms(now=now, settle=timedelta(minutes=15), floors=db.engine.floors(settings.retention, now))
-                ask = query.Ask(symbol="BTCUSD", span=spans.parse(timeframe.value), limit=limit)
+                ask = Ask(symbol="BTCUSD", span=spans.parse(timeframe.value), limit=limit)
                 found = await query.page(conn, terms, ask)
                 times.append((time.perf_counter() - began) * 1000)
             count = len(found.frame)

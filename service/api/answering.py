@@ -22,8 +22,8 @@ from service.api.transfer import Streamed
 from service.api.validators import dependencies
 from service.api.writers import Writer, next_page, writer_of
 from service.bars import to_ms
+from service.frames import Frame, Page, Stream
 from service.proof import Head, Terms
-from service.query import Frame, Page, Stream
 
 WHOLE = 2000
 """Up to so many candles are sent in one piece, with their length."""

@@ -10,7 +10,7 @@ from service.aggregate import Fill
 from service.api import parameters
 from service.api.negotiation import Format, chosen_format
 from service.api.problems import BadQuery
-from service.query import PAGE, Ask, Order
+from service.frames import PAGE, Ask, Order
 from service.spans import Span
 
 DEFAULT_LIMIT = 500

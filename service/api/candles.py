@@ -16,7 +16,7 @@ from service.api.negotiation import FORMATS, MEDIA_TYPES
 from service.api.problems import Problem
 from service.api.rows import CandlesAnswer, ManyAnswer
 from service.api.serving import Serving
-from service.query import PAGE
+from service.frames import PAGE
 
 PARAMETERS = {
     "timeframe": "1m 5m 15m 1h 4h 1d, or any whole multiple: 2h 10m 65m 1w 1mo; 1m without it",

@@ -14,8 +14,8 @@ from service.api.asking import MOST_SYMBOLS
 from service.api.rows import Candle
 from service.api.serving import Serving
 from service.bars import to_ms
+from service.frames import Ask
 from service.latest import latest
-from service.query import Ask
 from service.spans import parse
 
 _FRESH = {"Cache-Control": "no-store"}

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from service.api.problems import MissingRange
 from service.bars import to_ms
+from service.frames import Frame
 from service.proof import Head
-from service.query import Frame
 
 
 class Candle(msgspec.Struct, gc=False):

@@ -19,7 +19,7 @@ from service.api.udf_lists import Found, Table
 from service.api.udf_symbols import DESCRIPTIONS, RESOLUTIONS, SymbolInfo, describe, find
 from service.catalogue import ASSET_TYPES
 from service.errors import UsageError
-from service.query import PAGE
+from service.frames import PAGE
 
 DEFAULT_FINDS, MOST_FINDS = 30, 1000
 TAGS = ["udf"]

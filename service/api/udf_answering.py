@@ -13,8 +13,8 @@ from service.api.sending import coding_of, headers_of, unchanged, validated, who
 from service.api.serving import Serving
 from service.api.udf_history import HistoryAnswer, NoData, Wanted
 from service.api.udf_symbols import find
+from service.frames import Ask, Page
 from service.proof import Head
-from service.query import Ask, Page
 from service.ranges import Range
 
 _encode = msgspec.json.Encoder().encode

@@ -17,8 +17,8 @@ from service.api.problems import BadQuery
 from service.api.udf_symbols import RESOLUTIONS
 from service.bars import Bars, from_ms, to_ms
 from service.catalogue import Listed
+from service.frames import PAGE, Ask, Frame
 from service.market_hours import hours, market_of
-from service.query import PAGE, Ask, Frame
 from service.spans import Span
 from service.zones import DAY_MS, clock
 

@@ -17,8 +17,8 @@ from service.bars import Bars
 from service.catalogue import Listed
 from service.coverage import MINUTE
 from service.errors import UnknownSymbol
+from service.frames import Ask
 from service.market_hours import Market, hours, market_of, open_ranges
-from service.query import Ask
 from service.spans import Span
 
 RESOLUTIONS = ("1", "5", "15", "30", "60", "120", "240", "1D", "1W", "1M")

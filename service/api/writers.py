@@ -11,8 +11,8 @@ from service.api import rows
 from service.api.asking import Asked
 from service.api.rows import CandlesAnswer, Proof
 from service.bars import to_ms
+from service.frames import Frame
 from service.proof import Head
-from service.query import Frame
 from service.tables import ArrowStream, CsvText, ParquetFile, schema
 
 PIECE = 1000

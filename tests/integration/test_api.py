@@ -26,7 +26,7 @@ from service.api.rows import CandlesAnswer
 from service.bars import to_ms
 from service.db.connect import Database
 from service.db.preflight import checked
-from service.query import PAGE
+from service.frames import PAGE
 from service.settings import Settings, load
 from service.timeframes import Timeframe
 from tests.integration.marketdata import CORRECTED, LATELY, NOW, SOURCE, at, filled

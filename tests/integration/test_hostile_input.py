@@ -15,7 +15,7 @@ from service.api.asking import MOST_SYMBOLS
 from service.api.negotiation import FORMATS, MEDIA_TYPES
 from service.api.problems import Problem
 from service.db.connect import Database
-from service.query import PAGE
+from service.frames import PAGE
 from tests.integration.marketdata import filled
 from tests.integration.test_api import app_of
 

@@ -15,10 +15,10 @@ from service.bars import Bars, from_ms
 from service.coverage import MINUTE
 from service.db.connect import Database
 from service.db.preflight import checked
+from service.frames import Ask
 from service.instruments import SEED
 from service.market_hours import market_of, open_time
 from service.proof import Terms
-from service.query import Ask
 from service.replay import ReplayConfig, ReplayServer, running
 from service.settings import Settings
 from service.spans import parse

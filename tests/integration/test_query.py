@@ -19,8 +19,8 @@ from service.coverage import MINUTE, Retention
 from service.db.connect import Database
 from service.db.preflight import checked
 from service.errors import UnknownSymbol
+from service.frames import Ask, Order, Page
 from service.proof import Terms
-from service.query import Ask, Order, Page
 from service.ranges import Range
 from service.spans import parse
 from service.timeframes import Timeframe
