@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -48,7 +48,7 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     def __len__(self) -> int:
         return len(self.candles)
 
-    def part(self, which: slice) -> "Frame":
+    def part(self, which: slice | NDArray[Any]) -> "Frame":
         """Some of the candles."""
         filled = None if self.filled is None else self.filled[which]
         return Frame(candles=self.candles.take(which), changing=self.changing[which], filled=filled)

@@ -16,14 +16,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from litestar.testing import TestClient
+from psycopg import AsyncConnection
 
 from service.api.app import create_app
 from service.bars import Bars, to_ms
 from service.coverage import MINUTE
-from service.db.connect import Database
+from service.db.connect import Database, as_range
 from service.db.preflight import checked
+from service.latest import latest
+from service.proof import Terms
+from service.ranges import Range
 from service.settings import load
-from tests.integration.marketdata import at, filled_with, invent, minutes, only_active, put
+from service.timeframes import Timeframe
+from tests.integration.marketdata import SETTLE, at, filled_with, invent, minutes, only_active, put
 
 NOW = at("2024-11-08 00:00:30")
 SPRING, AUTUMN = at("2024-03-08 00:00"), at("2024-11-01 00:00")
@@ -520,3 +525,27 @@ def test_the_latest_bar_and_its_candle_of_every_symbol(client: TestClient[Any]) 
     assert client.get("/api/latest?timeframe=2h").status_code == 400
     empty = client.get("/api/candles/ETHUSD/latest?timeframe=1w&tz=Asia/Tokyo").json()
     assert (empty["bar"], empty["candle"], empty["settled_to"], empty["tz"]) == (None, None, None, "Asia/Tokyo")
+
+
+async def test_where_the_last_bars_were_withdrawn_the_latest_ones_are_earlier(database: str, engine: str) -> None:
+    """The ledger still names where bars ended."""
+    async with checked(database, engine) as db, db.connection() as conn:
+        await only_active(conn, "EURUSD", "GBPUSD")
+        for symbol in ("EURUSD", "GBPUSD"):
+            await put(conn, db.engine, symbol, at("2024-11-01 00:00"), at("2024-11-02 00:00"), now=NOW)
+        await db.engine.refresh(conn, {}, NOW)
+        gone = Range(at("2024-11-01 20:30"), at("2024-11-02 00:00"))
+        await conn.execute("DELETE FROM market_data.candles_1m WHERE symbol = 'EURUSD' AND ts >= %s", (gone.start,))
+        await db.engine.derive(conn, {"EURUSD": gone})
+        await conn.execute("INSERT INTO market_data.changes (symbol, range) VALUES ('EURUSD', %s)", (as_range(gone),))
+        await db.engine.note(conn, [number for (number,) in await _ids(conn)])
+        await db.engine.refresh(conn, {}, NOW)
+        terms = Terms(now=NOW, settle=SETTLE, floors=db.engine.floors({}, NOW))
+        found = await latest(conn, terms, Timeframe.H1)
+        assert found.symbols == ["EURUSD", "GBPUSD"]
+        assert found.bars.candles.ts.tolist() == [to_ms(at("2024-11-01 20:29")), to_ms(at("2024-11-01 23:59"))]
+        assert found.candles.candles.ts.tolist() == [to_ms(at("2024-11-01 20:00")), to_ms(at("2024-11-01 23:00"))]
+
+
+async def _ids(conn: AsyncConnection[Any]) -> list[tuple[int]]:
+    return await (await conn.execute("SELECT max(id) FROM market_data.changes")).fetchall()
