@@ -37,7 +37,7 @@ from service.worker import work
 
 DONE, FAILED, MISUSED = 0, 1, 2
 POLITE = 10
-"""How far the worker steps back behind those who answer, as `nice` counts."""
+"""How far the worker and an export step back behind those who answer, as `nice` counts."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -177,6 +177,7 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _serve(_: argparse.Namespace) -> int:
+    os.nice(POLITE)
     chosen = _load()
     with listening(chosen) as (listener, address), database_url(chosen) as url:
         db = aged(checked(url, chosen.engine), chosen)

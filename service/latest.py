@@ -1,11 +1,11 @@
 """The last bar of every symbol, and the candle that it is in: for thousands of symbols in a few statements.
 
 The ledger says where each symbol's bars end, so that each is looked up in one place. Symbols that end far apart are
-looked up apart: a statement then opens few chunks.
+looked up apart.
 """
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any, LiteralString
 
 import msgspec
@@ -23,10 +23,13 @@ from service.query import snapshot
 from service.timeframes import EPOCH, Timeframe
 from service.windows import COLUMNS_PACKED, decoded
 
-TOGETHER = timedelta(days=28)
-"""Symbols whose last bars are in the same stretch of this length are looked up in one statement."""
+TOGETHER = timedelta(days=7)
+"""Symbols whose last bars are in the same stretch of this length are looked up in one statement, which opens one chunk,
+if they are MANY; all others together in one more."""
+MANY = 50
 BACK = timedelta(days=7)
-"""How far before its noted end a symbol's last bar is looked for: the provider may have withdrawn some."""
+"""How far before its noted end a symbol's last bar is looked for if it is not there: the provider may have withdrawn it
+and others."""
 
 
 class Latest(msgspec.Struct, frozen=True, kw_only=True, eq=False):
@@ -50,26 +53,50 @@ async def latest(
 
     A symbol that there is not is left out like one without a bar.
     """
-    chosen = {"symbols": None if symbols is None else list(symbols), "asset_type": asset_type}
+    chosen = {"symbols": None if symbols is None else list(symbols), "asset_type": asset_type, "besides": []}
     async with snapshot(conn):
-        rows = await (await conn.execute(_STRETCHES, chosen | {"together": TOGETHER, "epoch": EPOCH})).fetchall()
-        stretches = [one for (one,) in rows]
-        names, bars = await _rows(conn, terms, Timeframe.M1, stretches, chosen, back=BACK)
+        stretches = await _stretches(conn, chosen)
+        names, bars = await _last(conn, terms, Timeframe.M1, stretches, chosen)
         if timeframe is Timeframe.M1:
             return Latest(symbols=names, bars=bars, candles=bars)
-        found, candles = await _rows(conn, terms, timeframe, stretches, chosen, back=timedelta())
-        if len(found) < len(names):  # where the last bars were withdrawn it is an earlier one
-            others = chosen | {"symbols": sorted(set(names) - set(found))}
-            more, earlier = await _rows(conn, terms, timeframe, stretches, others, back=BACK)
-            found, candles = _merged(found + more, [candles, earlier])
+        found, candles = await _last(conn, terms, timeframe, stretches, chosen)
     return Latest(symbols=found, bars=bars.part(np.isin(names, found)), candles=candles)
+
+
+async def _stretches(conn: AsyncConnection[Any], chosen: dict[str, Any]) -> list[dict[str, Any]]:
+    """From when to when which of the last bars are, as one statement each is to look them up."""
+    rows = await (await conn.execute(_STRETCHES, chosen | {"together": TOGETHER, "epoch": EPOCH})).fetchall()
+    large = [start for start, count in rows if count >= MANY]
+    small = [start for start, count in rows if count < MANY]
+    shared = {"together": TOGETHER, "epoch": EPOCH}
+    found = [shared | {"start": start, "end": start + TOGETHER, "apart": []} for start in large]
+    if small:
+        found.append(shared | {"start": small[0], "end": small[-1] + TOGETHER, "apart": large})
+    return found
+
+
+async def _last(
+    conn: AsyncConnection[Any],
+    terms: Terms,
+    timeframe: Timeframe,
+    stretches: Sequence[dict[str, Any]],
+    chosen: dict[str, Any],
+) -> tuple[list[str], Frame]:
+    """The last row of each symbol: where it is said to be, or else before."""
+    names, frame = await _rows(conn, terms, timeframe, stretches, chosen, back=timedelta())
+    expected = await (await conn.execute(_COUNT, chosen)).fetchone()
+    if expected is None or len(names) == expected[0]:
+        return names, frame
+    others = chosen | {"besides": names}
+    more, earlier = await _rows(conn, terms, timeframe, stretches, others, back=BACK)
+    return _merged(names + more, [frame, earlier])
 
 
 async def _rows(
     conn: AsyncConnection[Any],
     terms: Terms,
     timeframe: Timeframe,
-    stretches: Sequence[datetime],
+    stretches: Sequence[dict[str, Any]],
     chosen: dict[str, Any],
     *,
     back: timedelta,
@@ -78,11 +105,9 @@ async def _rows(
     names: list[str] = []
     frames: list[Frame] = []
     query = sql.SQL(_LATEST).format(relation=sql.Identifier("market_data", timeframe.table))
-    for start in stretches:
-        values = {
-            "start": start,
-            "end": start + TOGETHER,
-            "low": start - timeframe.length - back,
+    for stretch in stretches:
+        values = stretch | {
+            "low": stretch["start"] - timeframe.length - back,
             "back": back,
             "length": timeframe.length,
             "derived": timeframe is not Timeframe.M1,
@@ -128,13 +153,18 @@ _CHOSEN: LiteralString = """
     last_bar IS NOT NULL
     AND (%(symbols)s::text[] IS NULL OR symbol = ANY(%(symbols)s))
     AND (%(asset_type)s::text IS NULL OR asset_type = %(asset_type)s)
+    AND symbol <> ALL(%(besides)s::text[])
 """
 _STRETCHES: LiteralString = f"""
-    SELECT DISTINCT date_bin(%(together)s, last_bar, %(epoch)s)
+    SELECT date_bin(%(together)s, last_bar, %(epoch)s) AS start, count(*)
     FROM market_data.sync_state JOIN market_data.instruments USING (symbol)
     WHERE {_CHOSEN}
-    ORDER BY 1
+    GROUP BY start
+    ORDER BY start
 """  # noqa: S608 - constants only
+_COUNT: LiteralString = f"""
+    SELECT count(*) FROM market_data.sync_state JOIN market_data.instruments USING (symbol) WHERE {_CHOSEN}
+"""  # noqa: S608 - as above
 # Neither symbols nor tickers hold a space. What may still change is not looked at further.
 _LATEST: LiteralString = f"""
     SELECT
@@ -156,6 +186,7 @@ _LATEST: LiteralString = f"""
             SELECT symbol, asset_type, ticker, last_bar, covered
             FROM market_data.sync_state JOIN market_data.instruments USING (symbol)
             WHERE {_CHOSEN} AND last_bar >= %(start)s AND last_bar < %(end)s
+                AND date_bin(%(together)s, last_bar, %(epoch)s) <> ALL(%(apart)s::timestamptz[])
         ) AS s
         CROSS JOIN LATERAL (
             SELECT ts, open, high, low, close, volume, vwap, trades

@@ -49,8 +49,8 @@ from tests import bench_sync
 COINS = [one.symbol for one in SEED if one.asset_type == "crypto"][:10]
 """Their market never closes: every minute has a bar."""
 BIG = COINS[0]
-LONG = {BIG: 3652} | dict.fromkeys(COINS[1:], 120)
-"""Days of history; the other database has `SHORT` of each."""
+LONG = {BIG: 3652} | dict.fromkeys(COINS[1:], 700)
+"""Days of history, the others' as long as a million bars are; the other database has `SHORT` of each."""
 SHORT = 30
 MILLION = 1_000_000
 SOURCE = "replay:synthetic"

@@ -15,7 +15,6 @@ import psutil
 import psycopg
 
 from service.db.connect import Database
-from service.db.engines import ENGINES
 from tests.integration.backfilling import environment
 from tests.integration.marketdata import SOURCE
 
@@ -61,7 +60,14 @@ class Answer(NamedTuple):
 @contextmanager
 def serving(db: Database, folder: Path, **changes: str) -> Iterator[Process]:
     """A server over a database; its log goes to a file, since a full pipe would stop it."""
-    env = environment(DATABASE_URL=db.url, ENGINE=db.engine.name, PORT="0", DATA_DIR=str(folder / "data"), **changes)
+    env = environment(
+        DATABASE_URL=db.url,
+        ENGINE=db.engine.name,
+        PORT="0",
+        DATA_DIR=str(folder / "data"),
+        RETENTION_1M="off",
+        **changes,
+    )
     log = folder / "serve.log"
     with (
         log.open("w") as errors,
@@ -166,11 +172,14 @@ class Peak:
 
 
 async def million(db: Database) -> None:
-    """BTCUSD with a million minutes in a row, and one a year before; written past the store, in a few seconds."""
-    assert db.engine.name in ENGINES
+    """BTCUSD with a million minutes in a row; ETHUSD with a day, and 200,000 minutes five years after it.
+
+    Written past the store, in a few seconds: the other timeframes know nothing of them.
+    """
     async with db, db.connection() as conn:
         await conn.execute("UPDATE market_data.installation SET source = %s", [SOURCE])
         await conn.execute(_BARS)
+        await conn.execute(_GAP)
         await conn.execute(_LEDGER)
         await conn.execute("VACUUM ANALYZE market_data.candles_1m")
 
@@ -182,9 +191,20 @@ _BARS = """
         1.3 + n * 15485863 % 10007 / 1e5, n * 31337 % 9973 / 8.0, 1.3 + n * 6700417 % 10007 / 1e5, n % 991
     FROM generate_series(0::bigint, 999999) AS n
 """
+_GAP = """
+    INSERT INTO market_data.candles_1m (symbol, ts, open, high, low, close, volume, vwap, trades)
+    SELECT 'ETHUSD', ts - back, open, high, low, close, volume, vwap, trades
+    FROM market_data.candles_1m, (
+        VALUES (interval '0', interval '200000 minutes'), (interval '1827 days', interval '1 day')
+    ) AS part (back, length)
+    WHERE symbol = 'BTCUSD' AND ts < TIMESTAMPTZ '2021-01-01' + length
+"""
 _LEDGER = """
-    WITH there AS (SELECT tstzmultirange(tstzrange('2021-01-01', '2022-11-26 10:40')) AS known)
-    UPDATE market_data.sync_state SET wanted = known, covered = known,
-        first_bar = '2021-01-01', last_bar = '2022-11-26 10:39'
-    FROM there WHERE symbol = 'BTCUSD'
+    UPDATE market_data.sync_state SET wanted = known, covered = known, first_bar = first, last_bar = last
+    FROM (
+        SELECT symbol AS name, min(ts) AS first, max(ts) AS last,
+            tstzmultirange(tstzrange(min(ts), max(ts) + interval '1 minute')) AS known
+        FROM market_data.candles_1m GROUP BY symbol
+    ) AS there
+    WHERE symbol = name
 """

@@ -12,13 +12,19 @@ from itertools import cycle, islice, product
 from random import Random
 from typing import Any
 
+import httpx
+import numpy as np
 import psycopg
+import pyarrow as pa
 import pytest
 import uvicorn
 import uvloop
+from pyarrow import csv
 
+from service import http_protocol
 from service.api.app import create_app
 from service.api.serving import BULK_READS
+from service.bars import MINUTE_MS, to_ms
 from service.db.connect import Database
 from service.http_protocol import BoundedProtocol
 from service.settings import load
@@ -39,7 +45,7 @@ from tests.integration.hostile import (
     serving,
     until,
 )
-from tests.integration.marketdata import filled_with
+from tests.integration.marketdata import at, filled_with
 
 MB = 1_000_000
 FORMS = ("arrow", "csv", "json", "parquet")
@@ -109,6 +115,18 @@ def test_memory_does_not_grow_with_an_answer(server: Process, remembering: Proce
     assert size > 50 * MB
     assert growth[1] < 24 * MB
     assert growth[1] - growth[0] < 16 * MB
+
+
+@pytest.mark.parametrize("form", ["arrow", "csv"])
+def test_behind_a_long_gap_no_candle_is_lost_or_comes_twice(server: Process, form: str) -> None:
+    """A stream takes longer strides where there is nothing, and is back in step as soon as there is."""
+    path = f"/api/candles/ETHUSD?from=2010-01-01&to=2023-01-01&format={form}"
+    body = httpx.get(f"http://127.0.0.1:{server.port}{path}").content
+    table = pa.ipc.open_stream(body).read_all() if form == "arrow" else csv.read_csv(pa.BufferReader(body))
+    found = table["ts"].cast(pa.timestamp("ms", tz="UTC")).cast(pa.int64()).to_numpy()
+    day, rest_of_them = to_ms(at("2016-01-01 00:00")), to_ms(at("2021-01-01 00:00"))
+    expected = np.concatenate([day + MINUTE_MS * np.arange(1440), rest_of_them + MINUTE_MS * np.arange(200_000)])
+    np.testing.assert_array_equal(found, expected)
 
 
 # Slow readers
@@ -186,7 +204,9 @@ class Here:
         chosen = load({"DATABASE_URL": db.url, "ENGINE": db.engine.name}, env_file=None)
         self.db = Database(db.url, db.engine, db.version)
         app = create_app(self.db, chosen, utc_now)
-        config = uvicorn.Config(app, port=0, http=BoundedProtocol, ws="none", log_config=None, access_log=False)
+        config = uvicorn.Config(
+            app, port=0, http=BoundedProtocol, ws="none", log_config=None, access_log=False, timeout_keep_alive=1
+        )
         self._server = uvicorn.Server(config)
         self._runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
         self._thread = threading.Thread(target=self._run)
@@ -261,6 +281,26 @@ def test_of_clients_that_hang_up_nothing_is_left(
     assert [record.getMessage() for record in caplog.records] == []
 
 
+def test_a_request_has_to_come_in_time(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of one is refused and hung up on, a silent connection is closed; an answer may take as long as it takes."""
+    monkeypatch.setattr(http_protocol, "LONGEST_WAIT", 0.3)
+    halves = (asking(SMALL)[:-2], asking(SMALL), asking(SMALL, "Content-Length: 5") + b"hell")
+    with ExitStack() as stack:
+        reader, silent, half, *others = [stack.enter_context(closing(connected(here.port))) for _ in range(6)]
+        reader.sendall(asking(whole("csv", MILLION // 4)))
+        half.sendall(b"GET /health HTTP/1.1\r\nX: y")
+        for one, sent in zip(others, halves, strict=True):
+            one.sendall(asking(SMALL))
+            assert one.recv(100_000).startswith(b"HTTP/1.1 200 OK")
+            one.sendall(sent)
+        assert rest(silent) == (b"", "eof")
+        found = rest(half)
+        assert (found.status, found.ended) == (408, "eof")
+        assert b'{"error":"bad_request","message":"a request has to be there within' in found.body
+        assert [b"HTTP/1.1 408" in rest(one).raw for one in others] == [True, False, True]
+        assert rest(reader).raw.endswith(b"0\r\n\r\n")
+
+
 # A database that goes away
 
 
@@ -302,7 +342,7 @@ def test_without_its_database_an_answer_is_visibly_broken(
             found = rest(one)
     assert found.ended in {"eof", "reset"}
     assert not found.raw.endswith(b"0\r\n\r\n")
-    assert answers(server.port, SMALL) < 2
+    until("it answers again", lambda: exchange(server.port, asking(SMALL, "Connection: close")).status == 200)
     lines = server.log.read_text()[told:].splitlines()
     (line,) = [line for line in lines if " ERROR service." in line]
     assert f"candles of BTCUSD as {form} were broken off" in line
