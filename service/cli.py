@@ -170,6 +170,7 @@ async def _run_backfill(
 def _export(args: argparse.Namespace) -> int:
     from service import cli_export  # noqa: PLC0415 - it needs pyarrow, which takes time that other commands need not pay
 
+    os.nice(POLITE)
     span, chosen = cli_export.check(args), _load()
     with database_url(chosen) as url:
         work = cli_export.run_export(checked(url, chosen.engine), chosen, args, span, utc_now)
@@ -177,7 +178,6 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _serve(_: argparse.Namespace) -> int:
-    os.nice(POLITE)
     chosen = _load()
     with listening(chosen) as (listener, address), database_url(chosen) as url:
         db = aged(checked(url, chosen.engine), chosen)
