@@ -104,7 +104,10 @@ async def _rows(
     """The symbols that have such a row, ascending, and the latest one of each; at most so far back."""
     names: list[str] = []
     frames: list[Frame] = []
-    query = sql.SQL(_LATEST).format(relation=sql.Identifier("market_data", timeframe.table))
+    query = sql.SQL(_LATEST).format(
+        relation=sql.Identifier("market_data", timeframe.table),
+        tight=sql.SQL("" if timeframe is Timeframe.M1 else _TIGHT),
+    )
     for stretch in stretches:
         values = stretch | {
             "low": stretch["start"] - timeframe.length - back,
@@ -165,6 +168,9 @@ _STRETCHES: LiteralString = f"""
 _COUNT: LiteralString = f"""
     SELECT count(*) FROM market_data.sync_state JOIN market_data.instruments USING (symbol) WHERE {_CHOSEN}
 """  # noqa: S608 - as above
+# An aggregate reads all that its bounds allow before a LIMIT cuts it. Bars need none: for each symbol these would be
+# held against every chunk, which takes longer than to look into the newest ones.
+_TIGHT: LiteralString = "AND ts <= s.last_bar AND ts > s.last_bar - %(length)s - %(back)s"
 # Neither symbols nor tickers hold a space. What may still change is not looked at further.
 _LATEST: LiteralString = f"""
     SELECT
@@ -191,8 +197,7 @@ _LATEST: LiteralString = f"""
         CROSS JOIN LATERAL (
             SELECT ts, open, high, low, close, volume, vwap, trades
             FROM {{relation}}
-            WHERE symbol = s.symbol AND ts <= s.last_bar AND ts > s.last_bar - %(length)s - %(back)s
-                AND ts > %(low)s AND ts < %(end)s
+            WHERE symbol = s.symbol AND ts > %(low)s AND ts < %(end)s {{tight}}
             ORDER BY ts DESC
             LIMIT 1
         ) AS c

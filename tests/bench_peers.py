@@ -28,8 +28,9 @@ from numpy.typing import NDArray
 from service.bars import to_ms
 from service.coverage import MINUTE
 from service.timeframes import Timeframe
-from tests import bench, bench_reads
-from tests.bench_reads import BIG, COINS, MILLION, Absent, Client
+from tests import bench, bench_bars
+from tests.bench_bars import BIG, COINS, MILLION, Absent
+from tests.bench_load import Client
 
 DAYS = 700
 QUESTIONS = {
@@ -61,7 +62,7 @@ def main() -> None:
 
 def _compare(place: bench.Place, folder: Path, runs: int) -> None:
     with bench._database(place, "peers") as url:
-        end = asyncio.run(bench_reads.fill(url, place.engine, dict.fromkeys(COINS, DAYS)))
+        end = asyncio.run(bench_bars.fill(url, place.engine, dict.fromkeys(COINS, DAYS)))
         _write(folder, end)
         peers: Mapping[str, Peer] = {
             f"Candlewick ({place.engine})": partial(_candlewick, url, place.engine, end),
@@ -125,7 +126,7 @@ def _closes(found: Any) -> NDArray[np.float64]:  # noqa: ANN401 - each has an ow
 
 @contextmanager
 def _candlewick(url: str, engine: str, end: datetime) -> Iterator[Mapping[str, Ways]]:
-    with bench_reads.serving(url, engine) as server:
+    with bench_bars.serving(url, engine) as server:
         client = Client(server.url)
         found: dict[str, Ways] = {}
         for key in ("5m", "1d"):
@@ -202,7 +203,7 @@ def _write(folder: Path, end: datetime) -> None:
 
 
 def _frame(symbol: str, end: datetime) -> Any:  # noqa: ANN401 - a frame
-    pieces = [bench_reads.bars(piece) for piece in bench_reads.pieces({symbol: DAYS}, end)]
+    pieces = [bench_bars.bars(piece) for piece in bench_bars.pieces({symbol: DAYS}, end)]
     columns = {name: np.concatenate([getattr(part, name) for part in reversed(pieces)]) for name in ["ts", *NAMES]}
     ts = pd.DatetimeIndex(columns.pop("ts").astype("datetime64[ms]").astype("datetime64[ns]"), name="ts")
     return pd.DataFrame(columns, index=ts)
