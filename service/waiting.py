@@ -80,7 +80,7 @@ class Waiting:
             symbol = one.known.symbol
             after = ledgers.get(symbol)
             if after is not None:
-                edge = coverage.settled_edge(now, after.last_bar, settle)
+                edge = coverage.settled_to(after, now, settle)  # the minutes since its answer are another call's
                 found[symbol] = Outcome(
                     complete=not after.work(Ranges.of(one.range.start, min(one.range.end, edge))),
                     error=self._errors.get(symbol),

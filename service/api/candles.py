@@ -1,5 +1,6 @@
 """GET /api/candles: candles of one symbol or of several, and whether they are all that there is."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from litestar import Request, Response, get
@@ -39,6 +40,7 @@ UNCHANGED = ResponseSpec(data_container=None, description="The ETag of If-None-M
 REFUSALS = {304: UNCHANGED, 400: BAD, 404: UNKNOWN, 406: UNACCEPTABLE, 409: INCOMPLETE, 503: DOWN}
 
 
+@dataclass
 class CandlesOperation(Operation):
     """Documents what candles are asked for by, and the forms other than JSON."""
 
@@ -55,6 +57,7 @@ class CandlesOperation(Operation):
             content[MEDIA_TYPES[form]] = OpenAPIMediaType(schema=Schema(type=kind))
 
 
+@dataclass
 class ManyOperation(CandlesOperation):
     """The same for several symbols."""
 

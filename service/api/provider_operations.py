@@ -1,7 +1,8 @@
 """How the provider's own calls are documented: their parameters, which the provider's rules read, not the framework."""
 
 from collections.abc import Mapping
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 from litestar.openapi.spec import Operation, Parameter, Schema
 from litestar.openapi.spec.enums import OpenAPIType
@@ -19,10 +20,11 @@ _PAGED = {
 }
 
 
+@dataclass
 class AdjustedOperation(Operation):
     """Documents the one parameter that all have; whatever else is given is passed over, as the provider does."""
 
-    described: Mapping[str, str] = _ADJUSTED
+    described: ClassVar[Mapping[str, str]] = _ADJUSTED
 
     def __post_init__(self) -> None:
         """Add parameters."""
@@ -35,7 +37,8 @@ class AdjustedOperation(Operation):
         ]
 
 
+@dataclass
 class PagedOperation(AdjustedOperation):
     """Documents those of a call with pages too."""
 
-    described = _ADJUSTED | _PAGED
+    described: ClassVar[Mapping[str, str]] = _ADJUSTED | _PAGED

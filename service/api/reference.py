@@ -1,7 +1,8 @@
 """/v3/reference/tickers: the stored instruments, in the provider's own shape."""
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import msgspec
 from litestar import Request, Response, get
@@ -88,16 +89,18 @@ class TickerDetailsAnswer(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str
 
 
+@dataclass
 class TickersOperation(AdjustedOperation):
     """Documents what tickers are asked for by."""
 
-    described: Mapping[str, str] = _PARAMETERS
+    described: ClassVar[Mapping[str, str]] = _PARAMETERS
 
 
+@dataclass
 class TickerOperation(AdjustedOperation):
     """Documents no parameter: one instrument is described as it is today."""
 
-    described: Mapping[str, str] = {}
+    described: ClassVar[Mapping[str, str]] = {}
 
 
 @get(
