@@ -85,8 +85,15 @@ def run_as(programs: Programs, user: int, copies: Path) -> Programs:
     except PermissionError:
         own = copies / programs.version
         if not own.exists():
-            _copy(programs.bin.parent, copies / f"{programs.version}.new")
-            (copies / f"{programs.version}.new").rename(own)
+            # Processes that start at once make a copy each; the first one to be ready is everybody's.
+            new = copies / f"{programs.version}.{os.getpid()}.new"
+            _copy(programs.bin.parent, new)
+            try:
+                new.rename(own)
+            except OSError:
+                shutil.rmtree(new)
+                if not own.exists():
+                    raise
         return msgspec.structs.replace(mine, bin=own / WHEEL / "postgresql" / "bin")
     return mine
 
