@@ -36,8 +36,10 @@ class Latest(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """Of each symbol one row of a frame, by symbol; one without a bar stands in none."""
 
     symbols: list[str]
-    """The symbol of each row, of both frames."""
+    """Whose the bars are."""
     bars: Frame
+    with_candle: list[str]
+    """Whose the candles are: a bar's candle may still have to be refreshed."""
     candles: Frame
 
 
@@ -58,9 +60,9 @@ async def latest(
         stretches = await _stretches(conn, chosen)
         names, bars = await _last(conn, terms, Timeframe.M1, stretches, chosen)
         if timeframe is Timeframe.M1:
-            return Latest(symbols=names, bars=bars, candles=bars)
+            return Latest(symbols=names, bars=bars, with_candle=names, candles=bars)
         found, candles = await _last(conn, terms, timeframe, stretches, chosen)
-    return Latest(symbols=found, bars=bars.part(np.isin(names, found)), candles=candles)
+    return Latest(symbols=names, bars=bars, with_candle=found, candles=candles)
 
 
 async def _stretches(conn: AsyncConnection[Any], chosen: dict[str, Any]) -> list[dict[str, Any]]:

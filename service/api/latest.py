@@ -28,7 +28,7 @@ class SymbolLatest(msgspec.Struct, frozen=True, kw_only=True):
     bar: Candle | None
     """Its last one-minute bar; null: it has none."""
     candle: Candle | None
-    """The candle that holds this bar."""
+    """The candle that holds this bar; null: it is still to be refreshed."""
 
 
 class LatestAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,8 +109,9 @@ async def get_latest(
         found = await latest(conn, serving.terms(), chosen, symbols=names, asset_type=kind)
     bars = rows.candles(found.bars)
     candles = bars if found.candles is found.bars else rows.candles(found.candles)
+    of_symbol = dict(zip(found.with_candle, candles, strict=True))
     ends = [
-        SymbolLatest(symbol=name, bar=bar, candle=candle)
-        for name, bar, candle in zip(found.symbols, bars, candles, strict=True)
+        SymbolLatest(symbol=name, bar=bar, candle=of_symbol.get(name))
+        for name, bar in zip(found.symbols, bars, strict=True)
     ]
     return Response(LatestAnswer(timeframe=chosen.value, symbols=ends), headers=_FRESH)

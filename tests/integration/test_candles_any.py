@@ -547,5 +547,18 @@ async def test_where_the_last_bars_were_withdrawn_the_latest_ones_are_earlier(da
         assert found.candles.candles.ts.tolist() == [to_ms(at("2024-11-01 20:00")), to_ms(at("2024-11-01 23:00"))]
 
 
+async def test_a_bar_whose_candle_is_still_to_be_refreshed_is_told_all_the_same(database: str, engine: str) -> None:
+    """Bars that came late lie below what the aggregates have stored already."""
+    async with checked(database, engine) as db, db.connection() as conn:
+        await only_active(conn, "EURUSD")
+        await put(conn, db.engine, "EURUSD", at("2024-11-01 00:00"), at("2024-11-06 00:00"), now=NOW)
+        await db.engine.refresh(conn, {}, NOW)
+        await put(conn, db.engine, "GBPUSD", at("2024-11-02 00:00"), at("2024-11-03 00:00"), now=NOW)
+        terms = Terms(now=NOW, settle=SETTLE, floors=db.engine.floors({}, NOW))
+        found = await latest(conn, terms, Timeframe.H1)
+    assert found.symbols == ["EURUSD", "GBPUSD"]
+    assert found.with_candle == (["EURUSD"] if engine == "timescaledb" else ["EURUSD", "GBPUSD"])
+
+
 async def _ids(conn: AsyncConnection[Any]) -> list[tuple[int]]:
     return await (await conn.execute("SELECT max(id) FROM market_data.changes")).fetchall()
