@@ -64,8 +64,9 @@ class Memory:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.size = 0
-        self.gathering = 0
+        self.gathered = 0
         """Bytes of large answers under way that may be kept: they wait for their readers, however slow."""
+        self._gathering: set[Key] = set()
         self._kept: OrderedDict[Key, Kept] = OrderedDict()
         self._of_symbol: dict[str, set[Key]] = {}
         self._recent: deque[Change] = deque(maxlen=_RECENT)
@@ -80,13 +81,21 @@ class Memory:
             self._kept.move_to_end(key)
         return found
 
-    def wants_large(self, key: Key) -> bool:
-        """Whether a large answer is to be kept: when it is asked for again."""
+    def gathers(self, key: Key) -> bool:
+        """Whether a large answer is to be gathered: when it is asked for again, and only once at a time."""
         again = key in self._asked_before
         self._asked_before[key] = None
         while len(self._asked_before) > _ASKED_BEFORE:
             self._asked_before.popitem(last=False)
-        return again
+        if not again or key in self._gathering:
+            return False
+        self._gathering.add(key)
+        return True
+
+    def gathered_no_more(self, key: Key, size: int) -> None:
+        """So many bytes of it are let go, or are kept by now."""
+        self._gathering.discard(key)
+        self.gathered -= size
 
     def put(self, key: Key, answer: Kept, position: int, cleared: int) -> None:
         """Keep an answer that was read after a feed's position, when `cleared` was so; not if it has changed since."""
@@ -177,7 +186,7 @@ class Remembering(ASGIMiddleware):
         if position is None:
             await next_app(scope, receive, send)
             return
-        keeper = _Keeper(self.memory, key, scope, send)
+        keeper = Keeper(self.memory, key, scope, send)
         try:
             await next_app(scope, receive, keeper.send)
         finally:
@@ -190,7 +199,7 @@ class Remembering(ASGIMiddleware):
         return floor is None or all(one.start >= floor for one in found.keep.depends.values())
 
 
-class _Keeper:
+class Keeper:
     """Listens to an answer on its way out."""
 
     def __init__(self, memory: Memory, key: Key, scope: Scope, send: Send) -> None:
@@ -198,7 +207,8 @@ class _Keeper:
         self._keep: Keep | None = None
         self._headers: list[tuple[bytes, bytes]] = []
         self._parts: list[bytes] = []
-        self._size = self._gathered = 0
+        self._size = 0
+        self._gathered: int | None = None
         self.answer: Kept | None = None
 
     async def send(self, message: Message) -> None:
@@ -212,20 +222,21 @@ class _Keeper:
 
     def give_up(self) -> None:
         """Hold nothing any more but a whole answer."""
-        self._memory.gathering -= self._gathered
-        self._keep, self._parts, self._gathered = None, [], 0
+        if self._gathered is not None:
+            self._memory.gathered_no_more(self._key, self._gathered)
+        self._keep, self._parts, self._gathered = None, [], None
 
     def _take(self, part: bytes, *, last: bool) -> None:
-        small, self._size = self._size <= SMALL, self._size + len(part)
-        grown = small and self._size > SMALL
-        if grown and not self._memory.wants_large(self._key):
-            self.give_up()
-            return
+        self._size += len(part)
         if self._size > SMALL:
-            more = self._size if grown else len(part)
-            self._gathered += more
-            self._memory.gathering += more
-            if self._memory.gathering > self._memory.capacity // 2:
+            if self._gathered is None:
+                if not self._memory.gathers(self._key):
+                    self.give_up()
+                    return
+                self._gathered = 0
+            more, self._gathered = self._size - self._gathered, self._size
+            self._memory.gathered += more
+            if self._memory.gathered > self._memory.capacity // 2:
                 self.give_up()
                 return
         self._parts.append(part)
