@@ -138,7 +138,12 @@ def naive(symbol: str, length: str, zone: str) -> list[Row]:
     groups: dict[int, list[int]] = {}
     for place, ts in enumerate(bars.ts.tolist()):
         groups.setdefault(starts[ts], []).append(place)
-    return [_row(bars, start, places) for start, places in sorted(groups.items())]
+    rows = [_row(bars, start, places) for start, places in sorted(groups.items())]
+    if length != "1m":
+        return rows
+    # A bar is served as it is stored, with the average that its source gave it, whatever its volume.
+    averages = (None if math.isnan(one) else one for one in bars.vwap.tolist())
+    return [row._replace(vw=average) for row, average in zip(rows, averages, strict=True)]
 
 
 def _row(bars: Bars, start: int, places: Sequence[int]) -> Row:
