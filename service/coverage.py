@@ -129,9 +129,12 @@ def missing(
     floors: below a timeframe's own floor its candles are gone; below that of 1m nothing can be fetched any more.
     unrefreshed: stored bars which the aggregates do not show yet; they are `pending`, below the floor of 1m for ever.
     """
+    own = floors[timeframe]
+    if ledger.covered.holds(asked) and (own is None or own <= asked.start) and not unrefreshed:
+        return []
     judged = Ranges.of(asked.start, min(asked.end, settled))
     unfetchable = _below(floors[Timeframe.M1])
-    expired = _below(floors[timeframe]) & judged
+    expired = _below(own) & judged
     absent = judged - expired - ledger.covered
     unavailable = absent & ledger.unavailable
     rest = absent - unavailable - unfetchable

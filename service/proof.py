@@ -89,10 +89,12 @@ def _depends(state: State, terms: Terms, span: Span, asked: Range, since: dateti
 
 def doubtful(state: State, terms: Terms, span: Span, within: Range) -> Ranges:
     """The parts of a range in which a candle is not final."""
-    asked = Ranges([within])
     settled = terms.settled(state)
-    unsettled = Ranges.of(settled, max(settled, within.end))
     stale = Ranges() if span.stored is Timeframe.M1 else state.unrefreshed
+    if within.end <= settled and not stale and state.ledger.covered.holds(within):
+        return Ranges()
+    asked = Ranges([within])
+    unsettled = Ranges.of(settled, max(settled, within.end))
     return (asked - state.ledger.covered) | (asked & unsettled) | (asked & stale)
 
 

@@ -93,6 +93,10 @@ class Ranges:
     def __contains__(self, instant: datetime) -> bool:
         return any(part.start <= instant < part.end for part in self._parts)
 
+    def holds(self, one: Range) -> bool:
+        """Whether every instant of a range that is not empty is in the set."""
+        return any(part.start <= one.start and one.end <= part.end for part in self._parts)
+
     @property
     def start(self) -> datetime | None:
         """The first instant, or None of an empty set."""

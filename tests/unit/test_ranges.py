@@ -64,6 +64,14 @@ def test_a_set_contains_exactly_the_instants_of_its_half_open_ranges(some: list[
     assert (instant(minute) - timedelta(microseconds=1) in ranges(some)) == (minute - 1 in minutes(some))
 
 
+@given(pairs, st.integers(0, SPAN - 1), st.integers(1, SPAN))
+def test_a_set_holds_a_range_if_it_holds_each_of_its_minutes(
+    some: list[tuple[int, int]], start: int, length: int
+) -> None:
+    asked = Range(instant(start), instant(start + length))
+    assert ranges(some).holds(asked) == (set(range(start, start + length)) <= minutes(some))
+
+
 @given(pairs)
 def test_start_end_and_length_are_those_of_the_minutes(some: list[tuple[int, int]]) -> None:
     found, model = ranges(some), minutes(some)
