@@ -6,6 +6,7 @@ window costs the client a few array operations, whatever its length.
 
 from collections.abc import Mapping
 from datetime import datetime
+from functools import cache
 from typing import Any, LiteralString
 
 import msgspec
@@ -13,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from psycopg import AsyncConnection, sql
 
-from service.bars import Bars, from_ms
+from service.bars import Bars, from_ms, to_ms
 from service.coverage import Ledger
 from service.db.connect import as_range, as_ranges
 from service.ledger import COLUMNS, FROM, from_row, unknown
 from service.ranges import Range, Ranges
-from service.timeframes import Timeframe
+from service.timeframes import AGGREGATED, Timeframe
 
 _POSTGRES_EPOCH_MS = 946_684_800_000
 """2000-01-01, from which PostgreSQL counts its microseconds."""
@@ -43,8 +44,11 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     """Stored bars that the aggregates do not show yet."""
     source: str | None
     revision: Revision
-    version: tuple[int, ...]
-    """Of all of it: another one as soon as anything of it changes."""
+    version: int
+    """Of all of it but the watermarks: another one as soon as anything of it changes."""
+    watermarks: Mapping[Timeframe, int]
+    """Up to where (exclusive, Unix ms) an aggregate was materialised then; without one whose relation is stored whole.
+    """
 
     @property
     def no_data(self) -> bool:
@@ -68,24 +72,22 @@ async def window(
     newest: at most the last `limit` instead. known: the state that was read last; where it still is the state, that
     alone is asked, at a third of the cost. Raises UnknownSymbol with the nearest names.
     """
-    query = sql.SQL(_WINDOW).format(
-        state=sql.SQL(_STATE if known is None else _VERSION),
-        relation=sql.Identifier("market_data", stored.table),
-        direction=sql.SQL("DESC" if newest else "ASC"),
-    )
+    below = known is not None and high <= known.watermarks.get(stored, -1)
+    query = _window(stored, newest=newest, known=known is not None, materialized=below)
     values = {"symbol": symbol, "start": from_ms(low), "end": from_ms(high), "limit": limit}
     row = await (await conn.execute(query, values, binary=True, prepare=True)).fetchone()
     if row is None:
         raise await unknown(conn, symbol)
-    if known is not None and row[:-8] != known.version:
+    if known is not None and row[:2] != (below, known.version):
         return await window(conn, symbol, stored, low, high, limit=limit, newest=newest)
     bars = decoded(row[-8:])
     return known or _state(row[:-8]), bars.take(slice(None, None, -1)) if newest else bars
 
 
-async def version(conn: AsyncConnection[Any], symbol: str) -> tuple[int, ...] | None:
+async def version(conn: AsyncConnection[Any], symbol: str) -> int | None:
     """Of the symbol's state as it is now; None: there is no such symbol."""
-    return await (await conn.execute(_VERSION, {"symbol": symbol}, binary=True, prepare=True)).fetchone()
+    row = await (await conn.execute(_VERSION, {"symbol": symbol}, binary=True, prepare=True)).fetchone()
+    return row[0] if row else None
 
 
 async def starts(
@@ -133,15 +135,30 @@ def _instants(packed: bytes) -> NDArray[np.int64]:
     return instants
 
 
+@cache
+def _window(stored: Timeframe, *, newest: bool, known: bool, materialized: bool) -> bytes:
+    """The statement for a window. materialized: what lies below the watermark, which the statement looks at again."""
+    relation = f"{stored.table}_materialized" if materialized else stored.table
+    below = sql.SQL("market_data.{}() >= %(end)s").format(sql.Identifier(f"{stored.table}_watermark"))
+    query = sql.SQL(_WINDOW).format(
+        state=sql.SQL(_VERSION if known else _STATE),
+        below=below if materialized else sql.SQL("false"),
+        relation=sql.Identifier("market_data", relation),
+        direction=sql.SQL("DESC" if newest else "ASC"),
+    )
+    return query.as_bytes(None)
+
+
 def _state(row: tuple[Any, ...]) -> State:
-    *known, unrefreshed, source, installed_at, changed_at = row[: -len(_VERSION_OF)]
-    version = row[-len(_VERSION_OF) :]
+    _, version, *known, unrefreshed, source, installed_at, change, changed_at = row[: -len(AGGREGATED)]
+    marks = zip(AGGREGATED, row[-len(AGGREGATED) :], strict=True)
     return State(
         ledger=from_row(known),
         unrefreshed=as_ranges(unrefreshed),
         source=source,
-        revision=Revision(installed_at=installed_at, change=version[1], changed_at=changed_at),
+        revision=Revision(installed_at=installed_at, change=change, changed_at=changed_at),
         version=version,
+        watermarks={timeframe: to_ms(mark) for timeframe, mark in marks if mark is not None},
     )
 
 
@@ -153,16 +170,13 @@ COLUMNS_PACKED: LiteralString = """
     string_agg(float8send(coalesce(volume, 'NaN')), ''), string_agg(float8send(coalesce(vwap, 'NaN')), ''),
     string_agg(int8send(coalesce(trades, -1)), '')
 """
-# The transaction that wrote the ledger's row; the last change; and what is to be refreshed: ids only grow, so that as
-# many others have another sum.
-_VERSION_OF: tuple[LiteralString, ...] = (
-    "sync_state.xmin::text::bigint AS version",
-    "(SELECT coalesce(max(c.id), 0) FROM market_data.changes AS c WHERE c.symbol = sync_state.symbol) AS change",
-    "(SELECT count(*) FROM market_data.pending_refreshes) AS pending",
-    "(SELECT coalesce(sum(change_id), 0)::bigint FROM market_data.pending_refreshes) AS pending_sum",
-)
+# The transaction that wrote the ledger's row: whatever changes the state of a symbol writes that row anew.
+_VERSION: LiteralString = """
+    SELECT xmin::text::bigint AS version FROM market_data.sync_state WHERE symbol = %(symbol)s
+"""
 _STATE: LiteralString = f"""
     SELECT
+        sync_state.xmin::text::bigint AS version,
         {COLUMNS},
         (
             SELECT range_agg(c.range)
@@ -171,19 +185,18 @@ _STATE: LiteralString = f"""
         ) AS unrefreshed,
         installation.source AS installed_source,
         installation.created_at AS installed_at,
-        (
-            SELECT at FROM market_data.changes AS c WHERE c.symbol = sync_state.symbol ORDER BY id DESC LIMIT 1
-        ) AS changed_at,
-        {", ".join(_VERSION_OF)}
+        coalesce(last.id, 0) AS change,
+        last.at AS changed_at,
+        {", ".join(f"nullif(market_data.{one.table}_watermark(), 'infinity') AS {one.table}" for one in AGGREGATED)}
     {FROM}
     CROSS JOIN market_data.installation
+    LEFT JOIN LATERAL (
+        SELECT c.id, c.at FROM market_data.changes AS c WHERE c.symbol = sync_state.symbol ORDER BY c.id DESC LIMIT 1
+    ) AS last ON true
     WHERE symbol = %(symbol)s
 """  # noqa: S608 - constants only
-_VERSION: LiteralString = f"""
-    SELECT {", ".join(_VERSION_OF)} FROM market_data.sync_state WHERE symbol = %(symbol)s
-"""  # noqa: S608 - as above
 _WINDOW: LiteralString = f"""
-    SELECT state.*, packed.*
+    SELECT {{below}} AS below, state.*, packed.*
     FROM ({{state}}) AS state
     CROSS JOIN (
         SELECT {COLUMNS_PACKED}

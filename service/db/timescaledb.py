@@ -116,7 +116,7 @@ class TimescaleDB:
                 start = window.start if bottom is None else max(window.start, timeframe.ceil(bottom))
                 if start < window.end:
                     await _refresh(conn, timeframe, Range(start, window.end))
-        await conn.execute("DELETE FROM market_data.pending_refreshes WHERE change_id = ANY(%s)", (ids,))
+        await conn.execute(_REFRESHED, (ids,))
         return len(ids)
 
     async def materialized(self, conn: AsyncConnection[Any]) -> dict[Timeframe, datetime | None]:
@@ -258,6 +258,19 @@ async def _refresh_part(conn: AsyncConnection[Any], timeframe: Timeframe, part: 
             return
 
 
+# The ledgers' rows are written anew, in the order in which others lock them: whoever keeps what was read of a symbol
+# looks at its row alone to see whether that still holds.
+_REFRESHED = """
+    WITH done AS (
+        DELETE FROM market_data.pending_refreshes WHERE change_id = ANY(%s) RETURNING change_id
+    ), mine AS (
+        SELECT symbol FROM market_data.sync_state
+        WHERE symbol IN (SELECT c.symbol FROM market_data.changes AS c JOIN done ON done.change_id = c.id)
+        ORDER BY symbol
+        FOR NO KEY UPDATE
+    )
+    UPDATE market_data.sync_state AS s SET symbol = s.symbol FROM mine WHERE mine.symbol = s.symbol
+"""
 _SKIPPED = """
     SELECT
         _timescaledb_functions.to_timestamp(

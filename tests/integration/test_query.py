@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from psycopg import AsyncConnection, sql
 
-from service import query, windows
+from service import catalogue, query, windows
 from service.api.rows import Candle, candles
 from service.bars import from_ms, to_ms
 from service.coverage import MINUTE, Retention
@@ -41,7 +41,7 @@ from tests.integration.marketdata import (
     put,
 )
 
-DAY = timedelta(days=1)
+DAY, HOUR = timedelta(days=1), timedelta(hours=1)
 NOON = at("2024-03-05 12:00")
 
 
@@ -471,16 +471,73 @@ async def test_a_gap_of_years_costs_a_few_looks(
     assert all(one.end == other.start for one, other in pairwise(asked))
 
 
+async def test_what_lies_below_the_watermark_is_read_from_what_is_materialised(
+    database: str, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once the symbol is known; and no candle is lost where somebody empties an aggregate meanwhile."""
+    real, ways = windows._window, []
+
+    def window(*args: Any, materialized: bool, **options: Any) -> bytes:  # noqa: ANN401 - passed on as it is
+        ways.append(materialized)
+        return real(*args, materialized=materialized, **options)
+
+    monkeypatch.setattr(windows, "_window", window)
+    async with checked(database, engine) as db, db.connection() as conn:
+        await only_active(conn, "EURUSD")
+        await put(conn, db.engine, "EURUSD", NOON - 3 * DAY, NOON, now=NOON)
+        await db.engine.refresh(conn, {}, NOON)
+        terms = Terms(now=NOON, settle=SETTLE, floors=db.engine.floors({}, NOON))
+        for timeframe in (Timeframe.M5, Timeframe.H4, Timeframe.D1):
+            span = parse(timeframe.value)
+            first, end = NOON - 3 * DAY, NOON - 12 * HOUR
+            closed = Ask(symbol="EURUSD", span=span, start=first, end=end, limit=1000)
+            state = (await query.page(conn, terms, closed)).head.state
+            whole = await query.page(conn, terms, closed, known=state)
+            forming = msgspec.structs.replace(closed, end=NOON + 12 * HOUR)
+            await query.page(conn, terms, forming, known=state)
+            assert ways == [False, engine == "timescaledb", False]
+            assert starts(whole) == [from_ms(start) for start in span.edges(to_ms(first), to_ms(end))]
+            ways.clear()
+            if engine == "timescaledb":
+                await conn.execute(sql.SQL("TRUNCATE {}").format(sql.Identifier("market_data", timeframe.table)))
+                again = await query.page(conn, terms, closed, known=state)
+                assert ways == [True, False]
+                # Sums are added up in another order.
+                assert [(c.t, c.o, c.h, c.l, c.c, c.n) for c in candles_of(again)] == [
+                    (c.t, c.o, c.h, c.l, c.c, c.n) for c in candles_of(whole)
+                ]
+                ways.clear()
+
+
+async def test_a_refresh_ends_what_was_known_of_its_symbols_alone(database: str, engine: str) -> None:
+    """So does whatever else changes their state, or takes them away."""
+    async with checked(database, engine) as db, db.connection() as conn:
+        await only_active(conn, "EURUSD", "GBPUSD")
+
+        async def versions() -> list[int | None]:
+            return [await windows.version(conn, symbol) for symbol in ("EURUSD", "GBPUSD")]
+
+        for symbol in ("EURUSD", "GBPUSD"):
+            await put(conn, db.engine, symbol, NOON - DAY, NOON, now=NOON)
+        await db.engine.refresh(conn, {}, NOON)
+        before = await versions()
+        assert await versions() == before
+        await put(conn, db.engine, "EURUSD", NOON - DAY, NOON, now=NOON, bars=invent(minutes(NOON - DAY, NOON), 9))
+        written = await versions()
+        await db.engine.refresh(conn, {}, NOON)
+        refreshed = await versions()
+        assert written[0] != before[0]
+        assert (refreshed[0] == written[0]) == (engine == "plain")
+        assert before[1] == written[1] == refreshed[1]
+        await catalogue.remove(conn, db.engine, "EURUSD", purge=True)
+        assert await versions() == [None, before[1]]
+
+
 async def test_a_window_reads_no_more_rows_than_it_spans(conn: AsyncConnection[Any]) -> None:
     """Also through a real-time aggregate, which reads all that its bounds allow before a LIMIT cuts it."""
     for timeframe in (Timeframe.M1, Timeframe.M5, Timeframe.D1):
-        text = sql.SQL("EXPLAIN (ANALYZE, FORMAT JSON) {}").format(
-            sql.SQL(windows._WINDOW).format(
-                state=sql.SQL(windows._STATE),
-                relation=sql.Identifier("market_data", timeframe.table),
-                direction=sql.SQL("DESC"),
-            )
-        )
+        window = windows._window(timeframe, newest=True, known=False, materialized=False)
+        text = b"EXPLAIN (ANALYZE, FORMAT JSON) " + window
         values = {"symbol": "EURUSD", "start": NOW - 14 * timeframe.length, "end": NOW, "limit": 11}
         row = await (await conn.execute(text, values)).fetchone()
         assert row is not None
