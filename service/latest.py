@@ -4,8 +4,9 @@ The ledger says where each symbol's bars end, so that each is looked up in one p
 looked up apart.
 """
 
-from collections.abc import Sequence
-from datetime import timedelta
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import Any, LiteralString
 
 import msgspec
@@ -21,7 +22,7 @@ from service.market_hours import last_open, market_of
 from service.proof import Terms
 from service.query import snapshot
 from service.timeframes import EPOCH, Timeframe
-from service.windows import COLUMNS_PACKED, decoded
+from service.windows import COLUMNS_PACKED, decoded, instants
 
 TOGETHER = timedelta(days=7)
 """Symbols whose last bars are in the same stretch of this length are looked up in one statement, which opens one chunk,
@@ -30,6 +31,13 @@ MANY = 50
 BACK = timedelta(days=7)
 """How far before its noted end a symbol's last bar is looked for if it is not there: the provider may have withdrawn it
 and others."""
+
+MOST_LOOKUPS = 16
+"""Of ten thousand symbols each takes 1.5 MB."""
+_Row = tuple[Any, ...]
+"""Some symbols and their rows, each column packed into one value, as the database found them."""
+_Stretch = tuple[datetime, int, int]
+"""Where it starts, how many last bars are in it, and a version of the ledgers of their symbols."""
 
 
 class Latest(msgspec.Struct, frozen=True, kw_only=True, eq=False):
@@ -43,6 +51,25 @@ class Latest(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     candles: Frame
 
 
+class Lookups:
+    """What was looked up last, to be used again while every symbol's ledger is the row that it was then."""
+
+    def __init__(self) -> None:
+        self._found: OrderedDict[Any, tuple[list[_Stretch], list[_Row]]] = OrderedDict()
+
+    def get(self, key: Any, stretches: list[_Stretch]) -> list[_Row] | None:  # noqa: ANN401 - of the question's parts
+        """The rows found for it, if these were the stretches."""
+        there, found = self._found.get(key, (None, None))
+        return found if there == stretches else None
+
+    def put(self, key: Any, stretches: list[_Stretch], found: list[_Row]) -> None:  # noqa: ANN401 - as above
+        """Keep them; of the questions asked last MOST_LOOKUPS."""
+        self._found[key] = (stretches, found)
+        self._found.move_to_end(key)
+        if len(self._found) > MOST_LOOKUPS:
+            self._found.popitem(last=False)
+
+
 async def latest(
     conn: AsyncConnection[Any],
     terms: Terms,
@@ -50,81 +77,102 @@ async def latest(
     *,
     symbols: Sequence[str] | None = None,
     asset_type: AssetType | None = None,
+    lookups: Lookups | None = None,
 ) -> Latest:
     """The last bar of each of these symbols (None: of all), of one asset type if given, and its candle. One snapshot.
 
-    A symbol that there is not is left out like one without a bar.
+    lookups: where what is found is kept for the next time. A symbol that there is not is left out like one without a
+    bar.
     """
     chosen = {"symbols": None if symbols is None else list(symbols), "asset_type": asset_type, "besides": []}
     async with snapshot(conn):
-        stretches = await _stretches(conn, chosen)
-        names, bars = await _last(conn, terms, Timeframe.M1, stretches, chosen)
+        look = _Look(conn, chosen, await _stretches(conn, chosen), Lookups() if lookups is None else lookups)
+        names, bars = _frame(await look.rows(Timeframe.M1, terms), Timeframe.M1, terms)
         if timeframe is Timeframe.M1:
             return Latest(symbols=names, bars=bars, with_candle=names, candles=bars)
-        found, candles = await _last(conn, terms, timeframe, stretches, chosen)
+        found, candles = _frame(await look.rows(timeframe, terms), timeframe, terms)
     return Latest(symbols=names, bars=bars, with_candle=found, candles=candles)
 
 
-async def _stretches(conn: AsyncConnection[Any], chosen: dict[str, Any]) -> list[dict[str, Any]]:
-    """From when to when which of the last bars are, as one statement each is to look them up."""
-    rows = await (await conn.execute(_STRETCHES, chosen | {"together": TOGETHER, "epoch": EPOCH})).fetchall()
-    large = [start for start, count in rows if count >= MANY]
-    small = [start for start, count in rows if count < MANY]
-    shared = {"together": TOGETHER, "epoch": EPOCH}
-    found = [shared | {"start": start, "end": start + TOGETHER, "apart": []} for start in large]
-    if small:
-        found.append(shared | {"start": small[0], "end": small[-1] + TOGETHER, "apart": large})
-    return found
+async def _stretches(conn: AsyncConnection[Any], chosen: Mapping[str, Any]) -> list[_Stretch]:
+    return await (await conn.execute(_STRETCHES, {**chosen, "together": TOGETHER, "epoch": EPOCH})).fetchall()
 
 
-async def _last(
-    conn: AsyncConnection[Any],
-    terms: Terms,
-    timeframe: Timeframe,
-    stretches: Sequence[dict[str, Any]],
-    chosen: dict[str, Any],
-) -> tuple[list[str], Frame]:
-    """The last row of each symbol: where it is said to be, or else before."""
-    names, frame = await _rows(conn, terms, timeframe, stretches, chosen, back=timedelta())
-    expected = await (await conn.execute(_COUNT, chosen)).fetchone()
-    if expected is None or len(names) == expected[0]:
-        return names, frame
-    others = chosen | {"besides": names}
-    more, earlier = await _rows(conn, terms, timeframe, stretches, others, back=BACK)
-    return _merged(names + more, [frame, earlier])
+class _Look:
+    """One look at the ends of the chosen symbols."""
+
+    def __init__(
+        self, conn: AsyncConnection[Any], chosen: dict[str, Any], stretches: list[_Stretch], lookups: Lookups
+    ) -> None:
+        self._conn, self._chosen, self._stretches, self._lookups = conn, chosen, stretches, lookups
+        self._count = sum(count for _, count, _ in stretches)
+
+    async def rows(self, timeframe: Timeframe, terms: Terms) -> list[_Row]:
+        """The last row of each symbol: where it is said to be, or else before."""
+        key = (timeframe, tuple(self._chosen["symbols"] or ()), self._chosen["asset_type"])
+        found = self._lookups.get(key, self._stretches)
+        if found is None or not _stand(found, terms.floors[timeframe]):
+            found = await self._look_up(timeframe, self._chosen, back=timedelta())
+            names = [name for row in found for name in _names(row)]
+            if len(names) != self._count:
+                found += await self._look_up(timeframe, self._chosen | {"besides": names}, back=BACK)
+            self._lookups.put(key, self._stretches, found)
+        return found
+
+    async def _look_up(self, timeframe: Timeframe, chosen: dict[str, Any], *, back: timedelta) -> list[_Row]:
+        """At most so far before where the last bar is said to be; a row for each statement that found any."""
+        query = sql.SQL(_LATEST).format(
+            relation=sql.Identifier("market_data", timeframe.table),
+            tight=sql.SQL("" if timeframe is Timeframe.M1 else _TIGHT),
+        )
+        found = []
+        for start, end, apart in self._statements():
+            values = {
+                "together": TOGETHER,
+                "epoch": EPOCH,
+                "start": start,
+                "end": end,
+                "apart": apart,
+                "low": start - timeframe.length - back,
+                "back": back,
+                "length": timeframe.length,
+                "derived": timeframe is not Timeframe.M1,
+            }
+            row = await (await self._conn.execute(query, chosen | values, binary=True, prepare=True)).fetchone()
+            if row is not None and row[0] is not None:
+                found.append(row)
+        return found
+
+    def _statements(self) -> Iterator[tuple[datetime, datetime, list[datetime]]]:
+        """From when to when each statement looks up the last bars, and the starts of stretches that it leaves out."""
+        large = [start for start, count, _ in self._stretches if count >= MANY]
+        small = [start for start, count, _ in self._stretches if count < MANY]
+        for start in large:
+            yield start, start + TOGETHER, []
+        if small:
+            yield small[0], small[-1] + TOGETHER, large
 
 
-async def _rows(
-    conn: AsyncConnection[Any],
-    terms: Terms,
-    timeframe: Timeframe,
-    stretches: Sequence[dict[str, Any]],
-    chosen: dict[str, Any],
-    *,
-    back: timedelta,
-) -> tuple[list[str], Frame]:
-    """The symbols that have such a row, ascending, and the latest one of each; at most so far back."""
+def _names(row: _Row) -> list[str]:
+    names: list[str] = row[0].split()
+    return names
+
+
+def _stand(rows: Sequence[_Row], floor: datetime | None) -> bool:
+    """Whether retention has taken none of them."""
+    return floor is None or all(decoded(row[6:]).ts.min() >= to_ms(floor) for row in rows)
+
+
+def _frame(rows: Sequence[_Row], timeframe: Timeframe, terms: Terms) -> tuple[list[str], Frame]:
+    """The symbols, ascending, and one row of each, judged as of now."""
     names: list[str] = []
     frames: list[Frame] = []
-    query = sql.SQL(_LATEST).format(
-        relation=sql.Identifier("market_data", timeframe.table),
-        tight=sql.SQL("" if timeframe is Timeframe.M1 else _TIGHT),
-    )
-    for stretch in stretches:
-        values = stretch | {
-            "low": stretch["start"] - timeframe.length - back,
-            "back": back,
-            "length": timeframe.length,
-            "derived": timeframe is not Timeframe.M1,
-        }
-        row = await (await conn.execute(query, chosen | values, binary=True, prepare=True)).fetchone()
-        if row is None or row[0] is None:
-            continue
-        symbols, kinds, tickers, last_bar, reached, covered, *packed = row
+    for row in rows:
+        _, kinds, tickers, last_bar, reached, covered, *packed = row
         bars = decoded(tuple(packed))
-        settled = _settled(terms, kinds.split(), tickers.split(), _instants(last_bar), _instants(reached))
+        settled = _settled(terms, kinds.split(), tickers.split(), instants(last_bar), instants(reached))
         ends = bars.ts + timeframe.length // timedelta(milliseconds=1)
-        names += symbols.split()
+        names += _names(row)
         frames.append(Frame(candles=bars, changing=(np.frombuffer(covered, np.uint8) == 0) | (ends > settled)))
     return _merged(names, frames)
 
@@ -140,7 +188,7 @@ def _merged(names: Sequence[str], frames: Sequence[Frame]) -> tuple[list[str], F
 def _settled(
     terms: Terms, kinds: Sequence[Any], tickers: Sequence[str], last_bar: NDArray[np.int64], reached: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Up to where each symbol is settled, Unix ms, as `coverage.settled_to` has it. reached: -1 where nothing is."""
+    """Up to where each symbol is settled, Unix ms, as `coverage.settled_to` has it. reached: below 0: nothing is."""
     long_ago = minute_floor(terms.now - EMPTY_TAIL_SETTLES)
     markets = [market_of(kind, ticker) for kind, ticker in zip(kinds, tickers, strict=True)]
     opened = {market: to_ms(last_open(market, long_ago)) for market in set(markets)}
@@ -150,10 +198,6 @@ def _settled(
     return np.where(reached < 0, edge, np.maximum(least, np.minimum(edge, reached)))
 
 
-def _instants(packed: bytes) -> NDArray[np.int64]:
-    return np.frombuffer(packed, ">i8").astype(np.int64)
-
-
 _CHOSEN: LiteralString = """
     last_bar IS NOT NULL
     AND (%(symbols)s::text[] IS NULL OR symbol = ANY(%(symbols)s))
@@ -161,15 +205,15 @@ _CHOSEN: LiteralString = """
     AND symbol <> ALL(%(besides)s::text[])
 """
 _STRETCHES: LiteralString = f"""
-    SELECT date_bin(%(together)s, last_bar, %(epoch)s) AS start, count(*)
+    SELECT
+        date_bin(%(together)s, last_bar, %(epoch)s) AS start,
+        count(*),
+        bit_xor(hashtextextended(symbol || ' ' || sync_state.xmin::text, 0)) AS version
     FROM market_data.sync_state JOIN market_data.instruments USING (symbol)
     WHERE {_CHOSEN}
     GROUP BY start
     ORDER BY start
 """  # noqa: S608 - constants only
-_COUNT: LiteralString = f"""
-    SELECT count(*) FROM market_data.sync_state JOIN market_data.instruments USING (symbol) WHERE {_CHOSEN}
-"""  # noqa: S608 - as above
 # An aggregate reads all that its bounds allow before a LIMIT cuts it. Bars need none: for each symbol these would be
 # held against every chunk, which takes longer than to look into the newest ones.
 _TIGHT: LiteralString = "AND ts <= s.last_bar AND ts > s.last_bar - %(length)s - %(back)s"
@@ -177,8 +221,8 @@ _TIGHT: LiteralString = "AND ts <= s.last_bar AND ts > s.last_bar - %(length)s -
 _LATEST: LiteralString = f"""
     SELECT
         string_agg(symbol, ' '), string_agg(asset_type, ' '), string_agg(ticker, ' '),
-        string_agg(int8send((extract(epoch FROM last_bar) * 1000)::bigint), ''),
-        string_agg(int8send(coalesce((extract(epoch FROM reached) * 1000)::bigint, -1)), ''),
+        string_agg(timestamptz_send(last_bar), ''),
+        string_agg(timestamptz_send(coalesce(reached, '-infinity')), ''),
         string_agg(CASE WHEN whole THEN '\\x01'::bytea ELSE '\\x00' END, ''),
         {COLUMNS_PACKED}
     FROM (

@@ -99,7 +99,7 @@ async def starts(
     )
     values = {"symbol": symbol, "start": from_ms(low), "end": from_ms(high), "limit": limit}
     row = await (await conn.execute(query, values, binary=True, prepare=True)).fetchone()
-    found = _instants(row[0] if row and row[0] else b"")
+    found = instants(row[0] if row and row[0] else b"")
     return found[::-1] if newest else found
 
 
@@ -124,15 +124,16 @@ def decoded(packed: tuple[bytes | None, ...]) -> Bars:
         name: np.frombuffer(column, ">f8").astype(np.float64) for name, column in zip(names, volumes, strict=True)
     }
     return Bars(
-        ts=_instants(ts),
+        ts=instants(ts),
         trades=np.frombuffer(trades, ">i8").astype(np.int64),
         **floats,
     )
 
 
-def _instants(packed: bytes) -> NDArray[np.int64]:
-    instants: NDArray[np.int64] = np.frombuffer(packed, ">i8").astype(np.int64) // 1000 + _POSTGRES_EPOCH_MS
-    return instants
+def instants(packed: bytes) -> NDArray[np.int64]:
+    """Packed instants as Unix ms; minus infinity lies far below 0."""
+    found: NDArray[np.int64] = np.frombuffer(packed, ">i8").astype(np.int64) // 1000 + _POSTGRES_EPOCH_MS
+    return found
 
 
 @cache

@@ -177,8 +177,14 @@ def symbols(bench: Bench) -> None:
             last = partial(_last, bare, now - timedelta(days=731), now - timedelta(days=5))
             first = _seconds(ask)
             last()
-            found = [(_seconds(ask), last()) for _ in range(5 * bench.runs)]
-    _say(f"last bar of {bench_sync.MANY:,} symbols", found, "LATERAL", "<= 1.5")
+            found, written = [], []
+            for _ in range(5 * bench.runs):
+                found.append((_seconds(ask), last()))
+                with connect(url) as conn:  # as a write of one symbol's bars does
+                    conn.execute("UPDATE market_data.sync_state SET symbol = symbol WHERE symbol = 'COIN1'")
+                written.append((_seconds(ask), last()))
+    _say(f"last bar of {bench_sync.MANY:,} symbols, nothing new", found, "LATERAL", "<= 1.5")
+    _say("  the same right after a write", written, "LATERAL", "<= 1.5")
     print(f"    the first time {first * 1000:,.0f} ms", flush=True)
 
 

@@ -106,7 +106,7 @@ async def get_latest(
     async with serving.db.connection() as conn:
         if names is not None:
             await ledger.known(conn, names)
-        found = await latest(conn, serving.terms(), chosen, symbols=names, asset_type=kind)
+        found = await latest(conn, serving.terms(), chosen, symbols=names, asset_type=kind, lookups=serving.lookups)
     bars = rows.candles(found.bars)
     candles = bars if found.candles is found.bars else rows.candles(found.candles)
     of_symbol = dict(zip(found.with_candle, candles, strict=True))

@@ -9,6 +9,7 @@ from typing import Any
 from psycopg import AsyncConnection
 
 from service.db.connect import Database
+from service.latest import Lookups
 from service.proof import Head, Terms
 from service.recent import Recent
 from service.settings import Settings
@@ -30,6 +31,7 @@ class Serving:
         self.known: dict[str, State] = {}
         """What was known of each symbol when it was read last."""
         self.recent = Recent() if settings.cache_mb else None
+        self.lookups = Lookups() if settings.cache_mb else None
         self._bulk = asyncio.Semaphore(BULK_READS)
 
     def terms(self) -> Terms:

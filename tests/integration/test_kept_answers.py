@@ -4,7 +4,7 @@ import asyncio
 import math
 import re
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -13,12 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from litestar.testing import TestClient
 
-from service import windows
+from service import latest, windows
 from service.api.app import create_app
 from service.coverage import MINUTE
 from service.db.connect import Database
 from service.db.preflight import checked
+from service.proof import Terms
 from service.settings import load
+from service.timeframes import Timeframe
 from tests.integration.marketdata import NOW, at, filled, invent, minutes, put
 
 CLOSED = "/api/candles/EURUSD?timeframe=1h&from=2024-03-02&to=2024-03-03"
@@ -198,6 +200,44 @@ def test_the_latest_candles_are_read_again_only_when_something_has_changed(
     assert kept.get(path).json()["candles"] != first["candles"]
 
 
+async def test_the_ends_of_all_symbols_are_looked_up_again_only_when_something_has_changed(
+    database: str, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A write, the refresh of what came late, or retention that has come to one of them."""
+    looks = 0
+    real = latest._Look._look_up
+
+    async def look_up(*args: Any, **options: Any) -> Any:  # noqa: ANN401 - passed on as it is
+        nonlocal looks
+        looks += 1
+        return await real(*args, **options)
+
+    monkeypatch.setattr(latest._Look, "_look_up", look_up)
+    lookups, day = latest.Lookups(), at("2024-03-02 00:00")
+    async with checked(database, engine) as db, db.connection() as conn:
+
+        async def ends(floor: datetime | None = None) -> tuple[list[str], int]:
+            """Whose candles of an hour there are, and how often was looked for them or their bars."""
+            nonlocal looks
+            looks = 0
+            terms = Terms(now=NOW, settle=timedelta(minutes=15), floors=dict.fromkeys(Timeframe, floor))
+            found = await latest.latest(conn, terms, Timeframe.H1, lookups=lookups)
+            return found.with_candle, looks
+
+        await put(conn, db.engine, "EURUSD", day, day + timedelta(days=2), now=NOW)
+        await db.engine.refresh(conn, {}, NOW)
+        assert await ends() == (["EURUSD"], 2)
+        assert await ends() == (["EURUSD"], 0)
+        await put(conn, db.engine, "XAUUSD", day, day + timedelta(days=1), now=NOW)
+        late = engine == "timescaledb"  # below what is materialised
+        assert (await ends())[0] == (["EURUSD"] if late else ["EURUSD", "XAUUSD"])
+        assert (await ends())[1] == 0
+        await db.engine.refresh(conn, {}, NOW)
+        assert (await ends())[0] == ["EURUSD", "XAUUSD"]
+        assert await ends() == (["EURUSD", "XAUUSD"], 0)
+        assert (await ends(floor=day + timedelta(hours=30)))[1] == 2
+
+
 def test_what_retention_has_taken_is_not_answered_from_memory(sides: Sides) -> None:
     """The floor rises while an answer is kept."""
     base = {"DATABASE_URL": sides.db.url, "ENGINE": sides.db.engine.name, "RETENTION_1M": "3 days"}
@@ -252,7 +292,15 @@ LATEST = st.builds(
     st.sampled_from([3, 500]),
     st.sampled_from(["", "&order=desc", "&tz=America/New_York", "&format=csv"]),
 )
-PATHS = RANGES | LATEST
+ENDS = st.sampled_from(
+    [
+        "/api/latest",
+        "/api/latest?timeframe=1h",
+        "/api/latest?timeframe=1d&symbols=EURUSD,XAUUSD",
+        "/api/latest?timeframe=5m&asset_type=forex",
+    ]
+)
+PATHS = RANGES | LATEST | ENDS
 WRITES = st.tuples(
     st.sampled_from(["EURUSD", "XAUUSD"]), st.integers(1, 5), st.integers(0, 700), st.integers(1, 90), st.booleans()
 )
