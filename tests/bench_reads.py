@@ -197,6 +197,7 @@ def beside(bench: Bench) -> None:
             "a million bars as JSON": lambda _: start_child("drain", bench.api.url, _bars(bench, MILLION, "json")),
             "an export": lambda number: _service(bench, "export", BIG, "--days", "3600", "--out", f"{folder}/{number}"),
             "a backfill": lambda number: _service(bench, "backfill", SEED[number].symbol, "--days", "1400"),
+            "two processes that only compute": lambda _: process([sys.executable, "-c", _COMPUTING], {}),
         }
         for what, start in loads.items():
             found = [_slower(api, partial(start, number)) for number in range(bench.runs)]
@@ -291,6 +292,13 @@ def _say(what: str, found: Sequence[tuple[float, float]], limit: str, aim: str, 
     )
 
 
+_COMPUTING = """
+import os
+parent = os.getpid()
+child = os.fork()
+while child or os.getppid() == parent:
+    pass
+"""
 _COPY = (
     "COPY (SELECT ts, open, high, low, close, volume, vwap, trades FROM market_data.candles_1m"
     " WHERE symbol = '{}' AND ts >= '{}' AND ts < '{}' ORDER BY ts) TO STDOUT (FORMAT binary)"

@@ -19,6 +19,7 @@ from service.api.problems import Incomplete, MissingRange
 from service.api.sending import coding_of, compressed, headers_of, unchanged, validated, whole
 from service.api.serving import Serving
 from service.api.transfer import Streamed
+from service.api.turns import Turns
 from service.api.validators import dependencies
 from service.api.writers import Writer, next_page, writer_of
 from service.bars import to_ms
@@ -51,7 +52,7 @@ async def answer(request: Request[Any, Any, Any], serving: Serving, asked: Asked
         )
     serving.note(heads)
     headers = _headers(asked, heads) | checked.headers
-    return unchanged(headers) if checked.unchanged else await _respond(asked, readings, headers, coding)
+    return unchanged(headers) if checked.unchanged else await _respond(serving, asked, readings, headers, coding)
 
 
 async def _read(conn: AsyncConnection[Any], serving: Serving, asked: Asked, terms: Terms) -> list[Reading]:
@@ -101,13 +102,15 @@ def _filename(asked: Asked, heads: Sequence[Head]) -> str:
     return f"{named}_{asked.span.name}_{start:%Y-%m-%d}_{end:%Y-%m-%d}.{_EXTENSIONS[asked.form]}"
 
 
-async def _respond(asked: Asked, readings: Sequence[Reading], headers: dict[str, str], coding: Coding) -> Response[Any]:
+async def _respond(
+    serving: Serving, asked: Asked, readings: Sequence[Reading], headers: dict[str, str], coding: Coding
+) -> Response[Any]:
     media_type = MEDIA_TYPES[asked.form]
     writer = writer_of(asked, [reading.head for reading in readings])
     pages = [one for one in readings if isinstance(one, Page)]
     if len(pages) == len(readings) and sum(len(one.frame) for one in pages) <= WHOLE:
         return await whole([b"".join(_whole(writer, pages))], coding, media_type=media_type, headers=headers)
-    parts = _parts(writer, readings)
+    parts = _parts(serving.turns, writer, readings)
     compressor = compressor_of(coding)
     if compressor is not None:
         parts = _compressed(parts, compressor)
@@ -125,7 +128,7 @@ def _whole(writer: Writer, pages: Sequence[Page]) -> Iterator[bytes]:
     yield writer.end()
 
 
-async def _parts(writer: Writer, readings: Sequence[Reading]) -> AsyncGenerator[bytes, None]:
+async def _parts(turns: Turns, writer: Writer, readings: Sequence[Reading]) -> AsyncGenerator[bytes, None]:
     """The same piece by piece; between two of them others have their turn."""
     yield writer.begin()
     for reading in readings:
@@ -133,7 +136,7 @@ async def _parts(writer: Writer, readings: Sequence[Reading]) -> AsyncGenerator[
         async with aclosing(_frames(reading)) as frames:
             async for frame in frames:
                 pieces = writer.write(reading.head, frame)
-                while (piece := await _next(pieces, threaded=writer.threaded)) is not None:
+                while (piece := await _next(turns, pieces, threaded=writer.threaded)) is not None:
                     yield piece
         yield writer.close(reading.head)
     yield writer.end()
@@ -148,10 +151,10 @@ async def _frames(reading: Reading) -> AsyncGenerator[Frame, None]:
             yield frame
 
 
-async def _next(pieces: Iterator[bytes], *, threaded: bool) -> bytes | None:
+async def _next(turns: Turns, pieces: Iterator[bytes], *, threaded: bool) -> bytes | None:
+    await turns.after_the_others()
     if threaded:
         return await asyncio.to_thread(next, pieces, None)
-    await asyncio.sleep(0)
     return next(pieces, None)
 
 

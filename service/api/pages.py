@@ -3,6 +3,7 @@
 from importlib import resources
 from typing import Any
 
+import msgspec
 from litestar import MediaType, Request, Response, get
 from litestar.exceptions import NotFoundException
 from litestar.params import FromPath
@@ -24,9 +25,12 @@ init("/openapi.json", {}, document.getElementById("page"));
 
 
 @get("/openapi.json", include_in_schema=False, sync_to_thread=False)
-def get_openapi(request: Request[Any, Any, Any]) -> dict[str, Any]:
-    """The OpenAPI document."""
-    return request.app.openapi_schema.to_schema()
+def get_openapi(request: Request[Any, Any, Any]) -> Response[bytes]:
+    """The OpenAPI document, made once: it takes long, and everybody else waits meanwhile."""
+    state = request.app.state
+    if "openapi" not in state:
+        state["openapi"] = msgspec.json.encode(request.app.openapi_schema.to_schema())
+    return Response(state["openapi"], media_type=MediaType.JSON)
 
 
 @get("/docs", media_type=MediaType.HTML, include_in_schema=False, sync_to_thread=False)

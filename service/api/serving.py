@@ -8,6 +8,7 @@ from typing import Any
 
 from psycopg import AsyncConnection
 
+from service.api.turns import Turns
 from service.db.connect import Database
 from service.latest import Lookups
 from service.proof import Head, Terms
@@ -32,6 +33,7 @@ class Serving:
         """What was known of each symbol when it was read last."""
         self.recent = Recent() if settings.cache_mb else None
         self.lookups = Lookups() if settings.cache_mb else None
+        self.turns = Turns()
         self._bulk = asyncio.Semaphore(BULK_READS)
 
     def terms(self) -> Terms:
@@ -57,5 +59,7 @@ class Serving:
     @asynccontextmanager
     async def bulk(self) -> AsyncIterator[AsyncConnection[Any]]:
         """A connection for a window of a streamed answer: few at a time, so that there is always one for the others."""
-        async with self._bulk, self.db.connection() as conn:
-            yield conn
+        async with self._bulk:
+            await self.turns.after_the_others()
+            async with self.db.connection() as conn:
+                yield conn
