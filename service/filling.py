@@ -50,7 +50,8 @@ async def carried_before(conn: AsyncConnection[Any], state: State, terms: Terms,
     if not len(found):
         return None
     start = int(found.ts[-1])
-    known = not proof.doubtful(state, terms, ask.span, Range(from_ms(start), from_ms(low)))
+    between = Range(from_ms(start), from_ms(low))
+    known = not proof.doubtful(state, ask.span, between, terms.settled(state))
     return Carried(t=start, close=float(found.close[-1]) if known else None)
 
 

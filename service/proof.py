@@ -74,22 +74,21 @@ def head(
         missing=tuple(gaps),
         more=more,
         state=state,
-        depends=_depends(state, terms, span, asked, since or asked.start),
+        depends=_depends(state, terms, span, Range(since or asked.start, asked.end), settled),
     )
 
 
-def _depends(state: State, terms: Terms, span: Span, asked: Range, since: datetime) -> Range | None:
+def _depends(state: State, terms: Terms, span: Span, looked: Range, settled: datetime) -> Range | None:
     """All the bars that the candles of a range are made of, if all of them are there and settled."""
-    whole = Range(from_ms(span.floor(to_ms(since))), from_ms(span.ceil(to_ms(asked.end))))
+    whole = Range(from_ms(span.floor(to_ms(looked.start))), from_ms(span.ceil(to_ms(looked.end))))
     floor = terms.floors[span.stored]
-    if state.no_data or whole.end > terms.settled(state) or (floor is not None and whole.start < floor):
+    if state.no_data or whole.end > settled or (floor is not None and whole.start < floor):
         return None
-    return None if doubtful(state, terms, span, whole) else whole
+    return None if doubtful(state, span, whole, settled) else whole
 
 
-def doubtful(state: State, terms: Terms, span: Span, within: Range) -> Ranges:
-    """The parts of a range in which a candle is not final."""
-    settled = terms.settled(state)
+def doubtful(state: State, span: Span, within: Range, settled: datetime) -> Ranges:
+    """The parts of a range in which a candle is not final. settled: up to where (exclusive) the symbol is."""
     stale = Ranges() if span.stored is Timeframe.M1 else state.unrefreshed
     if within.end <= settled and not stale and state.ledger.covered.holds(within):
         return Ranges()
@@ -101,9 +100,12 @@ def doubtful(state: State, terms: Terms, span: Span, within: Range) -> Ranges:
 def changing(state: State, terms: Terms, span: Span, starts: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Whether each of the candles with these starts (ascending, Unix ms, shape (n,)) is not final."""
     found = np.zeros(len(starts), np.bool_)
-    if len(starts):
-        ends = span.ends(starts)
-        for part in doubtful(state, terms, span, Range(from_ms(int(starts[0])), from_ms(int(ends[-1])))):
-            first = np.searchsorted(ends, to_ms(part.start), side="right")
-            found[first : np.searchsorted(starts, to_ms(part.end), side="left")] = True
+    if not len(starts):
+        return found
+    within = Range(from_ms(int(starts[0])), from_ms(span.after(int(starts[-1]))))
+    parts = doubtful(state, span, within, terms.settled(state))
+    ends = span.ends(starts) if parts else starts
+    for part in parts:
+        first = np.searchsorted(ends, to_ms(part.start), side="right")
+        found[first : np.searchsorted(starts, to_ms(part.end), side="left")] = True
     return found
