@@ -60,7 +60,10 @@ class Lookups:
     def get(self, key: Any, stretches: list[_Stretch]) -> list[_Row] | None:  # noqa: ANN401 - of the question's parts
         """The rows found for it, if these were the stretches."""
         there, found = self._found.get(key, (None, None))
-        return found if there == stretches else None
+        if there != stretches:
+            return None
+        self._found.move_to_end(key)
+        return found
 
     def put(self, key: Any, stretches: list[_Stretch], found: list[_Row]) -> None:  # noqa: ANN401 - as above
         """Keep them; of the questions asked last MOST_LOOKUPS."""
@@ -160,7 +163,7 @@ def _names(row: _Row) -> list[str]:
 
 def _stand(rows: Sequence[_Row], floor: datetime | None) -> bool:
     """Whether retention has taken none of them."""
-    return floor is None or all(decoded(row[6:]).ts.min() >= to_ms(floor) for row in rows)
+    return floor is None or all(instants(row[6]).min() >= to_ms(floor) for row in rows)
 
 
 def _frame(rows: Sequence[_Row], timeframe: Timeframe, terms: Terms) -> tuple[list[str], Frame]:

@@ -104,7 +104,9 @@ def changing(state: State, terms: Terms, span: Span, starts: NDArray[np.int64]) 
         return found
     within = Range(from_ms(int(starts[0])), from_ms(span.after(int(starts[-1]))))
     parts = doubtful(state, span, within, terms.settled(state))
-    ends = span.ends(starts) if parts else starts
+    if not parts:
+        return found
+    ends = span.ends(starts)
     for part in parts:
         first = np.searchsorted(ends, to_ms(part.start), side="right")
         found[first : np.searchsorted(starts, to_ms(part.end), side="left")] = True

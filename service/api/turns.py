@@ -9,6 +9,9 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 PATIENCE = 0.003
 """Seconds that one piece of a large answer waits at most, however many requests come."""
+PRECEDENCE = 0.05
+"""Seconds from its beginning within which a request goes first: one that takes longer is no small one, or it waits for
+something itself, as a sync does."""
 
 
 class Turns(ASGIMiddleware):
@@ -21,27 +24,29 @@ class Turns(ASGIMiddleware):
         self._none_waits = asyncio.Event()
 
     async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
-        """Pass a request on; its answer has begun when something of it is sent."""
-        begun = False
+        """Pass a request on; it waits no more when something of its answer is sent."""
+        over = False
 
-        def begin() -> None:
-            nonlocal begun
-            if not begun:
-                begun = True
+        def end() -> None:
+            nonlocal over
+            if not over:
+                over = True
+                timer.cancel()
                 self._waiting -= 1
                 if not self._waiting:
                     self._none_waits.set()
 
         async def sending(message: Message) -> None:
-            begin()
+            end()
             await send(message)
 
+        timer = asyncio.get_running_loop().call_later(PRECEDENCE, end)
         self._waiting += 1
         self._none_waits.clear()
         try:
             await next_app(scope, receive, sending)
         finally:
-            begin()
+            end()
 
     async def after_the_others(self) -> None:
         """Before a piece of a large answer: let everybody else have a turn."""

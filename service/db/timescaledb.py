@@ -102,7 +102,7 @@ class TimescaleDB:
     async def refresh(self, conn: AsyncConnection[Any], retention: Retention, now: datetime) -> int:
         """Refresh every level, finest first, over all ranges noted, and what another's refresh has left out."""
         floors = self.floors(retention, now)
-        ids, stale = await _noted(conn, floors[Timeframe.M1])
+        ids, whole, stale = await _noted(conn, floors[Timeframe.M1])
         first_bar = await _first_bar(conn)
         if first_bar is not None:
             stale |= await _skipped(conn, max(first_bar, floors[Timeframe.M1] or first_bar))
@@ -116,8 +116,8 @@ class TimescaleDB:
                 start = window.start if bottom is None else max(window.start, timeframe.ceil(bottom))
                 if start < window.end:
                     await _refresh(conn, timeframe, Range(start, window.end))
-        await conn.execute(_REFRESHED, (ids,))
-        return len(ids)
+        await _refreshed(conn, ids, whole)
+        return len(whole)
 
     async def materialized(self, conn: AsyncConnection[Any]) -> dict[Timeframe, datetime | None]:
         """The watermarks."""
@@ -173,8 +173,8 @@ def windows(
     return Ranges(found)
 
 
-async def _noted(conn: AsyncConnection[Any], floor: datetime | None) -> tuple[list[int], Ranges]:
-    """Ids and ranges of the changes to refresh.
+async def _noted(conn: AsyncConnection[Any], floor: datetime | None) -> tuple[list[int], list[int], Ranges]:
+    """Ids of the changes to refresh, of those that are refreshed whole, and their ranges.
 
     One that begins below the floor of 1m is refreshed above it and stays noted: what it changed below can no longer be
     refreshed, and readers are told so.
@@ -187,7 +187,18 @@ async def _noted(conn: AsyncConnection[Any], floor: datetime | None) -> tuple[li
     )
     found = await rows.fetchall()
     whole = [number for number, start, _ in found if floor is None or start >= floor]
-    return whole, Ranges((start, end) for _, start, end in found)
+    return [number for number, _, _ in found], whole, Ranges((start, end) for _, start, end in found)
+
+
+async def _refreshed(conn: AsyncConnection[Any], ids: list[int], whole: list[int]) -> None:
+    """Note no more what is refreshed whole, and write the ledgers' rows of all these symbols anew.
+
+    Whoever keeps what was read of a symbol looks at its row alone to see whether that still holds. The rows come first,
+    in the order in which others lock them: a removal holds its symbol's row when it comes to what is noted.
+    """
+    async with conn.transaction():
+        await conn.execute(_TOUCH, (ids,))
+        await conn.execute("DELETE FROM market_data.pending_refreshes WHERE change_id = ANY(%s)", (whole,))
 
 
 async def _skipped(conn: AsyncConnection[Any], since: datetime) -> Ranges:
@@ -258,18 +269,15 @@ async def _refresh_part(conn: AsyncConnection[Any], timeframe: Timeframe, part: 
             return
 
 
-# The ledgers' rows are written anew, in the order in which others lock them: whoever keeps what was read of a symbol
-# looks at its row alone to see whether that still holds.
-_REFRESHED = """
-    WITH done AS (
-        DELETE FROM market_data.pending_refreshes WHERE change_id = ANY(%s) RETURNING change_id
-    ), mine AS (
+_TOUCH = """
+    UPDATE market_data.sync_state AS s SET symbol = s.symbol
+    FROM (
         SELECT symbol FROM market_data.sync_state
-        WHERE symbol IN (SELECT c.symbol FROM market_data.changes AS c JOIN done ON done.change_id = c.id)
+        WHERE symbol IN (SELECT symbol FROM market_data.changes WHERE id = ANY(%s))
         ORDER BY symbol
         FOR NO KEY UPDATE
-    )
-    UPDATE market_data.sync_state AS s SET symbol = s.symbol FROM mine WHERE mine.symbol = s.symbol
+    ) AS mine
+    WHERE mine.symbol = s.symbol
 """
 _SKIPPED = """
     SELECT

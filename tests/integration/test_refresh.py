@@ -4,6 +4,7 @@ One checker is used throughout: `wrong_candles` recomputes all levels from the b
 still to refresh, and readers are told so; on plain PostgreSQL that is nothing, ever.
 """
 
+import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import datetime, timedelta
@@ -13,7 +14,7 @@ import psycopg
 import pytest
 from psycopg import AsyncConnection, sql
 
-from service import coverage, ledger
+from service import coverage, ledger, windows
 from service.bars import Bars
 from service.coverage import MINUTE
 from service.db import timescaledb
@@ -339,6 +340,36 @@ class Busy:
         self.calls += 1
         if self.calls <= self._failures:
             raise psycopg.errors.LockNotAvailable("another refresh of this aggregate is under way")
+
+
+@only_timescaledb
+async def test_what_is_refreshed_in_part_is_read_anew_too(db: Database, conn: AsyncConnection[Any]) -> None:
+    """A change that begins below the floor stays noted, but above it the candles are others now."""
+    await put(conn, db.engine, "EURUSD", NOON - 3 * DAY, NOON, now=NOON)
+    before = await windows.version(conn, "EURUSD")
+    assert await db.engine.refresh(conn, {Timeframe.M1: DAY}, NOON) == 0
+    assert await noted(conn) == 1
+    assert await windows.version(conn, "EURUSD") != before
+
+
+@only_timescaledb
+async def test_a_refresh_and_a_removal_do_not_wait_for_each_other(db: Database, conn: AsyncConnection[Any]) -> None:
+    """A removal holds the symbol's ledger, and forgets at its end what is noted of it."""
+    await put(conn, db.engine, "EURUSD", NOON - DAY, NOON, now=NOON)
+    await db.engine.refresh(conn, {}, NOON)
+    await put(conn, db.engine, "EURUSD", NOON - DAY, NOON, now=NOON, bars=invent(minutes(NOON - DAY, NOON), 5))
+    assert await noted(conn) == 1
+    async with db.connection() as other, db.connection() as watcher:
+        async with other.transaction():
+            await other.execute("SELECT FROM market_data.sync_state WHERE symbol = 'EURUSD' FOR UPDATE")
+            refresh = asyncio.create_task(db.engine.refresh(conn, {}, NOON))
+            waiting = "SELECT FROM pg_stat_activity WHERE pid = %s AND wait_event_type = 'Lock'"
+            while not (await watcher.execute(waiting, (conn.info.backend_pid,))).rowcount:
+                assert not refresh.done()
+                await asyncio.sleep(0.02)
+            await other.execute("DELETE FROM market_data.pending_refreshes")
+        assert await refresh == 1
+    assert await noted(conn) == 0
 
 
 async def test_a_refresh_that_meets_another_one_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:

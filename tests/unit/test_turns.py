@@ -13,8 +13,14 @@ from service.api.turns import Turns
 
 @pytest.fixture
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Longer than this test: who waits so long was not called."""
+    """Longer than a test: who waits so long was not called."""
     monkeypatch.setattr(turns, "PATIENCE", 20.0)
+
+
+@pytest.fixture
+def precedence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Longer than a test, too."""
+    monkeypatch.setattr(turns, "PRECEDENCE", 20.0)
 
 
 def asked(one: Turns, answer: Any) -> Coroutine[Any, Any, None]:  # noqa: ANN401 - an ASGI application
@@ -27,7 +33,7 @@ def asked(one: Turns, answer: Any) -> Coroutine[Any, Any, None]:  # noqa: ANN401
     return one.handle(scope, ignored, ignored, answer)
 
 
-@pytest.mark.usefixtures("patience")
+@pytest.mark.usefixtures("patience", "precedence")
 async def test_a_piece_waits_until_everybody_else_has_had_something() -> None:
     order: list[str] = []
     one, begin, end = Turns(), asyncio.Event(), asyncio.Event()
@@ -56,7 +62,7 @@ async def test_a_piece_waits_until_everybody_else_has_had_something() -> None:
         end.set()
 
 
-@pytest.mark.usefixtures("patience")
+@pytest.mark.usefixtures("patience", "precedence")
 async def test_a_request_that_fails_or_is_cancelled_holds_up_nobody() -> None:
     one = Turns()
 
@@ -75,6 +81,7 @@ async def test_a_request_that_fails_or_is_cancelled_holds_up_nobody() -> None:
     await one.after_the_others()
 
 
+@pytest.mark.usefixtures("precedence")
 async def test_patience_ends() -> None:
     one = Turns()
 
@@ -88,3 +95,21 @@ async def test_patience_ends() -> None:
     assert time.monotonic() - began < 5
     task.cancel()
     await asyncio.wait([task])
+
+
+@pytest.mark.usefixtures("patience")
+async def test_a_request_that_takes_long_goes_first_no_more() -> None:
+    """Such as one that waits for a sync: large answers go on at their own pace meanwhile."""
+    one = Turns()
+
+    async def endless(*_: Any) -> None:  # noqa: ANN401 - as the protocol has it
+        await asyncio.sleep(60)
+
+    task = asyncio.create_task(asked(one, endless))
+    await asyncio.sleep(0)
+    began = time.monotonic()
+    await one.after_the_others()
+    assert time.monotonic() - began < 5
+    task.cancel()
+    await asyncio.wait([task])
+    await one.after_the_others()
