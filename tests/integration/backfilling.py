@@ -158,16 +158,28 @@ def environment(**changes: str) -> dict[str, str]:
 
 @contextmanager
 def started(*words: str, env: Mapping[str, str], output: int = subprocess.PIPE) -> Iterator["subprocess.Popen[str]"]:
-    """`candlewick` with these words in a process group of its own; killed at the end if it is still there."""
+    """`candlewick` with these words in a process group of its own; killed at the end if it is still there.
+
+    Where the test fails meanwhile, what it has logged is in the report.
+    """
     program = Path(sysconfig.get_path("scripts")) / "candlewick"
     with subprocess.Popen(
         [program, *words], env=env, text=True, stdout=output, stderr=subprocess.PIPE, start_new_session=True
     ) as process:
         try:
             yield process
+        except BaseException:
+            _kill(process)
+            if process.stderr is not None and not process.stderr.closed:
+                print(process.stderr.read())  # noqa: T201 - pytest shows it
+            raise
         finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+            _kill(process)
+
+
+def _kill(process: "subprocess.Popen[str]") -> None:
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def command(*words: str, env: Mapping[str, str], seconds: float = 60) -> "subprocess.CompletedProcess[str]":
