@@ -81,25 +81,10 @@ async def test_a_request_that_fails_or_is_cancelled_holds_up_nobody() -> None:
     await one.after_the_others()
 
 
-@pytest.mark.usefixtures("precedence")
-async def test_patience_ends() -> None:
-    one = Turns()
-
-    async def endless(*_: Any) -> None:  # noqa: ANN401 - as the protocol has it
-        await asyncio.sleep(60)
-
-    task = asyncio.create_task(asked(one, endless))
-    await asyncio.sleep(0)
-    began = time.monotonic()
-    await one.after_the_others()
-    assert time.monotonic() - began < 5
-    task.cancel()
-    await asyncio.wait([task])
-
-
-@pytest.mark.usefixtures("patience")
-async def test_a_request_that_takes_long_goes_first_no_more() -> None:
-    """Such as one that waits for a sync: large answers go on at their own pace meanwhile."""
+@pytest.mark.parametrize("other", ["precedence", "patience"])
+async def test_a_request_that_takes_long_holds_up_no_large_answer(other: str, request: pytest.FixtureRequest) -> None:
+    """Such as one that waits for a sync: neither a piece waits for long, nor each piece for it."""
+    request.getfixturevalue(other)
     one = Turns()
 
     async def endless(*_: Any) -> None:  # noqa: ANN401 - as the protocol has it
